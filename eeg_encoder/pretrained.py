@@ -1,0 +1,184 @@
+"""A trained encoder as a folder: config, weights, preprocessing, card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import models
+from .errors import InputError
+from .files import whole_file, writable_folder, write_json
+from .models.token_head import TokenHead
+from .preprocessing import Preprocessing
+from .recordings.trials import TrialSet
+
+FORMAT_VERSION = 1
+CONFIG, WEIGHTS, PREPROCESSING, CARD = (
+    "config.json",
+    "model.safetensors",
+    "preprocessing.json",
+    "card.md",
+)
+
+
+@dataclass
+class Pretrained:
+    """An encoder with everything that using it takes.
+
+    Parameters
+    ----------
+    encoder
+        Signals (B, C, T) and subjects (B,) to image space (B, P).
+    tokens
+        Image space to cross-attention tokens; None for a pipeline without an image projection.
+    preprocessing
+        Volts to signals.
+    config
+        ``model`` (name and settings), ``tokens`` (sizes), ``base_model``, ``window``,
+        ``validation``, ``training``.
+    weights_hash
+        SHA-256 of the weights' file, empty until saved or loaded.
+    """
+
+    encoder: nn.Module
+    tokens: TokenHead | None
+    preprocessing: Preprocessing
+    config: dict[str, Any] = field(default_factory=dict)
+    weights_hash: str = ""
+
+    @torch.no_grad()
+    def embed(
+        self, trials: TrialSet, *, device: str | torch.device = "cpu", batch: int = 256
+    ) -> Tensor:
+        """Unit image-space embeddings (N, P), on the CPU.
+
+        Raises
+        ------
+        InputError
+            When the recording does not fit the preprocessing.
+        """
+        signals = torch.from_numpy(self.preprocessing(trials))
+        subjects = torch.from_numpy(trials.subjects)
+        self.encoder.eval().to(device)
+        parts = [
+            F.normalize(self.encoder(s.to(device), n.to(device)).float(), dim=1).cpu()
+            for s, n in zip(signals.split(batch), subjects.split(batch), strict=True)
+        ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def to_tokens(self, pooled: Tensor) -> Tensor:
+        """Cross-attention tokens (N, L, D) of unit embeddings (N, P).
+
+        Raises
+        ------
+        InputError
+            When the encoder has no token head.
+        """
+        if self.tokens is None:
+            found = f"none for {self.config.get('base_model')}"
+            raise InputError("encoder", "token head", found, "one, from an image projection")
+        return self.tokens.cpu()(pooled.float().cpu())
+
+
+def save_pretrained(folder: str | Path, pretrained: Pretrained, *, card: str = "") -> str:
+    """Write an encoder folder; weights in half precision.
+
+    Returns
+    -------
+    str
+        SHA-256 of the weights' file.
+
+    Raises
+    ------
+    InputError
+        When the folder cannot be written or a weight is not finite.
+    """
+    from safetensors.torch import save
+
+    folder = writable_folder(folder)
+    modules = {"encoder": pretrained.encoder, "tokens": pretrained.tokens}
+    weights = {
+        f"{name}.{key}": value.detach().cpu().half().contiguous()
+        for name, module in modules.items()
+        if module is not None
+        for key, value in module.state_dict().items()
+    }
+    for name, value in weights.items():
+        if not bool(value.isfinite().all()):
+            raise InputError(folder / WEIGHTS, name, "NaN or infinity", "finite weights")
+    with whole_file(folder / WEIGHTS) as temporary:
+        temporary.write_bytes(save(weights))
+    write_json(folder / CONFIG, {"version": FORMAT_VERSION, **pretrained.config})
+    pretrained.preprocessing.save(folder / PREPROCESSING)
+    with whole_file(folder / CARD) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    pretrained.weights_hash = file_hash(folder / WEIGHTS)
+    return pretrained.weights_hash
+
+
+def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -> Pretrained:
+    """Read an encoder folder, as float32 networks in evaluation mode.
+
+    Raises
+    ------
+    InputError
+        When a file is missing or damaged, or the weights do not fit the config.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG)
+    encoder = models.build(config["model"]["name"], **config["model"]["settings"])
+    tokens = TokenHead(**config["tokens"]) if config.get("tokens") else None
+    file = folder / WEIGHTS
+    try:
+        weights = {name: value.float() for name, value in load_file(str(file)).items()}
+        _load_part(encoder, weights, "encoder.")
+        if tokens is not None:
+            _load_part(tokens, weights, "tokens.")
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(file, "weights", reason, "the weights of config.json's model") from error
+    return Pretrained(
+        encoder=encoder.eval().to(device),
+        tokens=None if tokens is None else tokens.eval(),
+        preprocessing=Preprocessing.load(folder / PREPROCESSING),
+        config={key: value for key, value in config.items() if key != "version"},
+        weights_hash=file_hash(file),
+    )
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, as hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(path, "file", error, "an encoder folder's config.json") from error
+    if not isinstance(config, dict) or config.get("version") != FORMAT_VERSION:
+        found = config.get("version") if isinstance(config, dict) else type(config).__name__
+        raise InputError(path, "version", found, FORMAT_VERSION)
+    if not {"name", "settings"} <= set(config.get("model", {})):
+        raise InputError(path, "model", config.get("model"), "a name and settings")
+    return config
+
+
+def _load_part(module: nn.Module, weights: dict[str, Tensor], prefix: str) -> None:
+    module.load_state_dict(
+        {n[len(prefix) :]: v for n, v in weights.items() if n.startswith(prefix)}
+    )

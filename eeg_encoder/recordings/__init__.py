@@ -1,0 +1,1 @@
+"""Recordings: one module per source format, each returning a TrialSet; splits; simulation."""

@@ -1,0 +1,1 @@
+"""Training stages, one a module, and what they share."""

@@ -1,0 +1,102 @@
+"""Optimisers and schedules as config files write them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.optim import lr_scheduler
+
+from eeg_encoder.errors import InputError
+
+from .registry import suggestion
+
+
+def plain(config: Any) -> Any:
+    """Return a config as plain Python containers: these may enter a checkpoint."""
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def make_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """Build ``{name, args, params: {dotted.attribute: {lr, ...}}}``.
+
+    Without ``params`` all parameters of ``model`` make one group. Parameters that need no gradient
+    are left out.
+
+    Raises
+    ------
+    InputError
+        For an optimiser, attribute or argument that does not exist, or overlapping groups.
+    """
+    settings = plain(config)
+    name = settings.get("name")
+    known = sorted(k for k, v in vars(torch.optim).items() if isinstance(v, type))
+    if name not in known:
+        raise InputError("system.optimizer", "name", name, suggestion(str(name), known))
+    args = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.get("args", {}).items()}
+    groups = _groups(settings.get("params"), model)
+    try:
+        return getattr(torch.optim, name)(groups, **args)
+    except (TypeError, ValueError) as error:
+        raise InputError("system.optimizer", name, error, "arguments that it takes") from error
+
+
+def _groups(params: dict[str, Any] | None, model: nn.Module) -> list[dict[str, Any]]:
+    if params is None:
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        return [{"params": trainable}]
+    return [
+        {"params": _parameters(model, dotted), "name": dotted, **(options or {})}
+        for dotted, options in params.items()
+    ]
+
+
+def _parameters(model: nn.Module, dotted: str) -> list[nn.Parameter]:
+    part: Any = model
+    for attribute in dotted.split("."):
+        if not hasattr(part, attribute):
+            names = [name for name, _ in part.named_children()] if hasattr(part, "_modules") else []
+            raise InputError(
+                "system.optimizer", f"params.{dotted}", attribute, suggestion(attribute, names)
+            )
+        part = getattr(part, attribute)
+    if isinstance(part, nn.Parameter):
+        return [part]
+    if isinstance(part, nn.Module):
+        return [p for p in part.parameters() if p.requires_grad]
+    raise InputError(
+        "system.optimizer", f"params.{dotted}", type(part).__name__, "a module with parameters"
+    )
+
+
+def make_scheduler(config: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Build ``{name, interval, args}``, or a SequentialLR or ChainedScheduler of such.
+
+    Returns
+    -------
+    dict
+        ``scheduler`` and ``interval`` ("epoch" or "step"), as Lightning takes them.
+    """
+    settings = plain(config)
+    return {
+        "scheduler": _scheduler(settings, optimizer),
+        "interval": settings.get("interval", "epoch"),
+    }
+
+
+def _scheduler(settings: dict[str, Any], optimizer: torch.optim.Optimizer) -> Any:
+    name = settings.get("name")
+    known = sorted(k for k, v in vars(lr_scheduler).items() if isinstance(v, type))
+    if name not in known:
+        raise InputError("system.scheduler", "name", name, suggestion(str(name), known))
+    children = [_scheduler(child, optimizer) for child in settings.get("schedulers", [])]
+    try:
+        if name == "SequentialLR":
+            return lr_scheduler.SequentialLR(optimizer, children, settings["milestones"])
+        if name == "ChainedScheduler":
+            return lr_scheduler.ChainedScheduler(children)
+        return getattr(lr_scheduler, str(name))(optimizer, **settings.get("args", {}))
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError("system.scheduler", str(name), error, "arguments that it takes") from error

@@ -1,0 +1,1 @@
+"""Figures about the objects: shape against the truth, agreement of views, pictures for judges."""

@@ -1,0 +1,1 @@
+"""Objects of known shape, their pictures, and the small prior trained on them."""

@@ -1,0 +1,212 @@
+"""A diffusion pipeline's folder, in diffusers' layout, as frozen networks.
+
+Sizes come from the networks' own configs: Stable Diffusion 1.5 and the phantom's small prior are
+the same kind of thing here. ``image_encoder``, ``image_projection`` and ``view_encoder`` are parts
+that Stable Diffusion does not have; they are ``None`` where the folder lacks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eeg_encoder.conditioning import pipeline_fingerprint
+from eeg_encoder.errors import InputError
+
+from .view_encoder import ViewEncoder
+
+PARTS = (
+    "unet",
+    "vae",
+    "scheduler",
+    "tokenizer",
+    "text_encoder",
+    "image_encoder",
+    "image_projection",
+    "view_encoder",
+)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def phantom_prior() -> Path:
+    """Folder of the small prior that ships with the package."""
+    return Path(__file__).parent / "phantom" / "prior"
+
+
+def pipeline_folder(name: str | Path) -> Path:
+    """Folder of a pipeline given by path, or ``"phantom"`` for the one that ships.
+
+    Raises
+    ------
+    InputError
+        When there is no such folder, or it holds no pipeline.
+    """
+    folder = phantom_prior() if str(name) == "phantom" else Path(name)
+    if not (folder / "unet" / "config.json").is_file():
+        raise InputError(
+            folder, "unet/config.json", "nothing", "a pipeline folder in diffusers' layout"
+        )
+    return folder
+
+
+@dataclass
+class Pipeline:
+    """Frozen networks of one pipeline; parts that were not asked for or are absent are ``None``.
+
+    ``latent_size`` and ``image_size`` are the side of the latent and of the picture in pixels;
+    ``scaling_factor`` multiplies the VAE's latents.
+    """
+
+    path: Path
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+    latent_size: int
+    image_size: int
+    scaling_factor: float
+    unet: Any = None
+    vae: Any = None
+    scheduler: Any = None
+    tokenizer: Any = None
+    text_encoder: Any = None
+    image_encoder: Any = None
+    image_projection: Any = None
+    view_encoder: ViewEncoder | None = None
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Context tokens (B, L, D) of captions; the empty caption is the unconditional one."""
+        return text_tokens(self.tokenizer, self.text_encoder, texts)
+
+    @torch.no_grad()
+    def encode_pictures(self, rgb: Tensor) -> Tensor:
+        """Image embeddings (B, P) of unit length of pictures (B, 3, H, W) in [0, 1]."""
+        return picture_embeddings(self.image_encoder, rgb)
+
+
+def text_tokens(tokenizer: Any, text_encoder: Any, texts: Sequence[str]) -> Tensor:
+    """Last hidden states (B, L, D) of captions padded to the tokenizer's full length L."""
+    ids = tokenizer(
+        list(texts),
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids
+    return text_encoder(ids.to(text_encoder.device)).last_hidden_state
+
+
+def picture_embeddings(image_encoder: Any, rgb: Tensor) -> Tensor:
+    """Unit embeddings (B, P) by a CLIP image tower of pictures (B, 3, H, W) in [0, 1]."""
+    size = image_encoder.config.image_size
+    weight = image_encoder.visual_projection.weight
+    if rgb.shape[-2:] != (size, size):
+        rgb = torch.nn.functional.interpolate(
+            rgb, (size, size), mode="bilinear", antialias=True, align_corners=False
+        )
+    mean, std = (torch.tensor(v, device=rgb.device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    pixels = ((rgb - mean) / std).to(weight)
+    return torch.nn.functional.normalize(image_encoder(pixel_values=pixels).image_embeds, dim=-1)
+
+
+def _loaders() -> dict[str, Any]:
+    import diffusers
+    import transformers
+    from diffusers.models.embeddings import ImageProjection
+
+    def image_projection(folder: Path, **_: Any) -> Any:
+        return load_image_projection(folder, ImageProjection)
+
+    return {
+        "unet": diffusers.UNet2DConditionModel.from_pretrained,
+        "vae": diffusers.AutoencoderKL.from_pretrained,
+        "scheduler": diffusers.DDPMScheduler.from_pretrained,
+        "tokenizer": transformers.CLIPTokenizer.from_pretrained,
+        "text_encoder": transformers.CLIPTextModel.from_pretrained,
+        "image_encoder": transformers.CLIPVisionModelWithProjection.from_pretrained,
+        "image_projection": image_projection,
+        "view_encoder": lambda folder, **_: ViewEncoder.from_pretrained(folder),
+    }
+
+
+def load_image_projection(folder: Path, kind: Any) -> Any:
+    """diffusers' ``ImageProjection`` is a plain module: read its sizes and weights ourselves."""
+    import json
+
+    from safetensors.torch import load_file
+
+    module = kind(**json.loads((folder / "config.json").read_text()))
+    state = load_file(folder / "diffusion_pytorch_model.safetensors")
+    module.load_state_dict({name: value.float() for name, value in state.items()})
+    return module
+
+
+def load_pipeline(
+    name: str | Path,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype = torch.float32,
+    parts: Sequence[str] | None = None,
+) -> Pipeline:
+    """Load a pipeline's networks, frozen and in evaluation mode. Never uses the network.
+
+    Parameters
+    ----------
+    name
+        A folder in diffusers' layout, or ``"phantom"``.
+    device, dtype
+        Where the networks live, and their precision.
+    parts
+        Names out of :data:`PARTS`; default all that the folder has.
+
+    Raises
+    ------
+    InputError
+        When the folder is no pipeline, lacks a part it must have, or a part cannot be read.
+    """
+    folder = pipeline_folder(name)
+    wanted = PARTS if parts is None else tuple(parts)
+    loaders = _loaders()
+    loaded = {
+        part: _load_part(folder / part, loaders[part], torch.device(device), dtype)
+        for part in wanted
+        if (folder / part).is_dir()
+    }
+    latent_size, image_size, scaling_factor = _sizes(folder)
+    return Pipeline(
+        path=folder,
+        fingerprint=pipeline_fingerprint(folder),
+        device=torch.device(device),
+        dtype=dtype,
+        latent_size=latent_size,
+        image_size=image_size,
+        scaling_factor=scaling_factor,
+        **loaded,
+    )
+
+
+def _sizes(folder: Path) -> tuple[int, int, float]:
+    import json
+
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    latent_size = int(unet["sample_size"])
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    return latent_size, latent_size * factor, float(vae.get("scaling_factor", 0.18215))
+
+
+def _load_part(folder: Path, load: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    try:
+        part = load(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(folder, "weights", reason, "a part that diffusers can load") from error
+    if isinstance(part, torch.nn.Module):
+        part.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return part
