@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 class InputError(ValueError):
@@ -26,7 +29,11 @@ class InputError(ValueError):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn :class:`InputError` and Ctrl-C into one line on stderr and a non-zero exit code."""
+    """Turn :class:`InputError`, a full disk and Ctrl-C into a line on stderr and a non-zero exit.
+
+    Our own files raise :class:`InputError` when the disk is full; those of libraries, their logs
+    for instance, raise a plain ``OSError``.
+    """
     import sys
 
     import typer
@@ -35,6 +42,13 @@ def one_line_errors() -> Iterator[None]:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        where = error.filename or "disk"
+        expected = "a disk with room for the file"
+        print(f"error: {InputError(where, 'write', error.strerror, expected)}", file=sys.stderr)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

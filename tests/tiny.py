@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-WORDS = "a red mug chair blue , front side back overhead view".split()
+WORDS = ["a", "red", "mug", "chair", "blue", ",", "front", "side", "back", "overhead", "view"]
 
 
 def tiny_pipeline(folder: Path, *, seed: int = 0, view_tokens: bool = True, **unet: Any) -> Path:

@@ -1,3 +1,3 @@
-"""A threestudio extension: EEG-conditioned score distillation, its embedded host and its phantom."""
+"""A threestudio extension: score distillation from EEG, an embedded host, and a phantom."""
 
 __version__ = "0.1.0"

@@ -7,7 +7,8 @@ that Stable Diffusion does not have; they are ``None`` where the folder lacks th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from eeg_encoder.conditioning import pipeline_fingerprint
 from eeg_encoder.errors import InputError
 
+from .quiet import quiet_libraries
 from .view_encoder import ViewEncoder
 
 PARTS = (
@@ -30,6 +32,7 @@ PARTS = (
     "image_projection",
     "view_encoder",
 )
+Loader = Callable[[Path, torch.dtype], Any]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -115,30 +118,41 @@ def picture_embeddings(image_encoder: Any, rgb: Tensor) -> Tensor:
     return torch.nn.functional.normalize(image_encoder(pixel_values=pixels).image_embeds, dim=-1)
 
 
-def _loaders() -> dict[str, Any]:
+def _loaders() -> dict[str, Loader]:
+    """By part: a function of folder and dtype."""
     import diffusers
     import transformers
     from diffusers.models.embeddings import ImageProjection
 
-    def image_projection(folder: Path, **_: Any) -> Any:
-        return load_image_projection(folder, ImageProjection)
+    def network(kind: Any, dtype_argument: str) -> Loader:
+        def load(folder: Path, dtype: torch.dtype) -> Any:
+            options = {dtype_argument: dtype, "local_files_only": True}
+            module, report = kind.from_pretrained(folder, output_loading_info=True, **options)
+            missing = sorted(report["missing_keys"])
+            if missing:
+                raise InputError(folder, missing[0], "nothing", "a weight that the config asks for")
+            return module
+
+        return load
 
     return {
-        "unet": diffusers.UNet2DConditionModel.from_pretrained,
-        "vae": diffusers.AutoencoderKL.from_pretrained,
-        "scheduler": diffusers.DDPMScheduler.from_pretrained,
-        "tokenizer": transformers.CLIPTokenizer.from_pretrained,
-        "text_encoder": transformers.CLIPTextModel.from_pretrained,
-        "image_encoder": transformers.CLIPVisionModelWithProjection.from_pretrained,
-        "image_projection": image_projection,
-        "view_encoder": lambda folder, **_: ViewEncoder.from_pretrained(folder),
+        "unet": network(diffusers.UNet2DConditionModel, "torch_dtype"),
+        "vae": network(diffusers.AutoencoderKL, "torch_dtype"),
+        "scheduler": lambda folder, _: diffusers.DDPMScheduler.from_pretrained(
+            folder, local_files_only=True
+        ),
+        "tokenizer": lambda folder, _: transformers.CLIPTokenizer.from_pretrained(
+            folder, local_files_only=True
+        ),
+        "text_encoder": network(transformers.CLIPTextModel, "dtype"),
+        "image_encoder": network(transformers.CLIPVisionModelWithProjection, "dtype"),
+        "image_projection": lambda folder, _: load_image_projection(folder, ImageProjection),
+        "view_encoder": lambda folder, _: ViewEncoder.from_pretrained(folder),
     }
 
 
 def load_image_projection(folder: Path, kind: Any) -> Any:
     """diffusers' ``ImageProjection`` is a plain module: read its sizes and weights ourselves."""
-    import json
-
     from safetensors.torch import load_file
 
     module = kind(**json.loads((folder / "config.json").read_text()))
@@ -192,21 +206,30 @@ def load_pipeline(
 
 
 def _sizes(folder: Path) -> tuple[int, int, float]:
-    import json
-
-    unet = json.loads((folder / "unet" / "config.json").read_text())
-    vae = json.loads((folder / "vae" / "config.json").read_text())
+    unet, vae = _config(folder, "unet"), _config(folder, "vae")
     latent_size = int(unet["sample_size"])
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     return latent_size, latent_size * factor, float(vae.get("scaling_factor", 0.18215))
 
 
-def _load_part(folder: Path, load: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def _config(folder: Path, part: str) -> dict[str, Any]:
+    file = folder / part / "config.json"
     try:
-        part = load(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(file, "file", reason, "the JSON config of a diffusers network") from error
+
+
+def _load_part(folder: Path, load: Loader, device: torch.device, dtype: torch.dtype) -> Any:
+    try:
+        with quiet_libraries():
+            part = load(folder, dtype)
+            if isinstance(part, torch.nn.Module):
+                part.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise InputError(folder, "weights", reason, "a part that diffusers can load") from error
-    if isinstance(part, torch.nn.Module):
-        part.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return part

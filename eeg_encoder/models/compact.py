@@ -13,7 +13,7 @@ from .layers import Block, SubjectMixing, random_mask, sincos_positions
 
 @register("compact")
 class CompactEncoder(nn.Module):
-    """Masked-contrastive EEG encoder with an alignment head, about 1.3 M parameters.
+    """Masked-contrastive EEG encoder with an alignment head, about 1.4 M parameters.
 
     Electrodes are mixed into ``filters`` virtual channels, with a correction for each subject; the
     time axis is cut into patches of ``patch`` samples, one token each; transformer blocks follow.
@@ -56,14 +56,14 @@ class CompactEncoder(nn.Module):
         filters: int = 48,
         patch: int = 5,
         width: int = 128,
-        depth: int = 3,
+        depth: int = 2,
         heads: int = 4,
         mlp_ratio: float = 2.0,
         dropout: float = 0.1,
         decoder_width: int = 64,
         decoder_depth: int = 2,
         head_width: int = 256,
-        head_dropout: float = 0.3,
+        head_dropout: float = 0.5,
         head_norm: bool = False,
     ) -> None:
         super().__init__()

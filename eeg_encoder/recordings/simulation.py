@@ -112,7 +112,7 @@ class SimulationConfig:
     channels: int = 128
     sfreq: float = 1000.0
     duration: float = 0.5
-    snr_db: float = -24.0
+    snr_db: float = -26.0
     snr_spread_db: float = 0.0
     repetitions: int = 4
     held_out_repetitions: int = 16

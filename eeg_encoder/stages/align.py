@@ -29,10 +29,10 @@ class AlignConfig:
 
     epochs: int = 60
     batch_size: int = 256
-    lr: float = 1e-3
+    lr: float = 3e-3
     weight_decay: float = 0.1
     warmup: float = 0.1
-    contrast_weight: float = 0.2
+    contrast_weight: float = 0.5
     regression_weight: float = 1.0
     cosine_weight: float = 1.0
     normalise: str = "image"

@@ -92,3 +92,14 @@ def test_cuda_equals_cpu():
     x = torch.rand(1000, 3)
     expected = grid(x)
     torch.testing.assert_close(grid.cuda()(x.cuda()).cpu(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("table_log2", "hashed"), [(12, False), (4, True)])
+def test_levels_of_one_kind_only(table_log2, hashed):
+    grid = HashGrid(2, 2, table_log2, 8, 1.5)
+    assert {level.hashed for level in grid.levels} == {hashed}
+    x = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
+    y = grid(x)
+    y.sum().backward()
+    torch.testing.assert_close(y, interpolate_reference(x, table_of(grid), grid.levels))
+    assert float(grid.params.grad.sum()) == pytest.approx(50 * 2 * 2, rel=1e-4)

@@ -118,12 +118,19 @@ def test_files_come_back_z_up_with_colours(tmp_path, suffix: str) -> None:
     stored = mesh.copy()
     if suffix == "glb":
         x, y, z = mesh.vertices.T
-        stored.vertices = np.stack([x, z, -y], axis=1)
+        stored.vertices = np.stack([y, z, x], axis=1)
     path = tmp_path / f"object.{suffix}"
     stored.export(path)
     read = shape.load_mesh(path)
     np.testing.assert_allclose(read.bounds, mesh.bounds, atol=1e-5)
     assert np.abs(read.visual.vertex_colors[:, :3].astype(int) - [200, 40, 10]).max() <= 1
+
+
+def test_reading_takes_back_the_exporter_s_rotation() -> None:
+    from threestudio_eeg.builtin.exporter import GLTF_FROM_WORLD
+
+    np.testing.assert_array_equal(shape.WORLD_FROM_GLTF @ GLTF_FROM_WORLD, np.eye(4))
+    assert np.linalg.det(GLTF_FROM_WORLD) == pytest.approx(1.0)
 
 
 def test_bad_files_and_shapes_are_named(tmp_path) -> None:

@@ -23,14 +23,15 @@ THRESHOLD = 0.05
 
 MESH_FORMATS = (".obj", ".ply", ".glb")
 
-_Z_UP_FROM_Y_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1.0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]])
+WORLD_FROM_GLTF = np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=float)
+"""glTF (y up, front +z) to world (z up, front +x): takes back the exporter's rotation."""
 
 
 def load_mesh(path: str | Path) -> trimesh.Trimesh:
-    """Read an ``.obj``, ``.ply`` or ``.glb`` file as one z-up mesh, vertex colours kept.
+    """Read an ``.obj``, ``.ply`` or ``.glb`` file as one mesh in world axes, vertex colours kept.
 
-    glTF is y-up by its specification, so ``.glb`` vertices are turned back by +90 degrees about
-    x: (x, y, z) becomes (x, -z, y). The other two formats hold z-up vertices as they are.
+    World: z up, front +x. glTF has y up and its front along +z, so ``.glb`` vertices are turned by
+    :data:`WORLD_FROM_GLTF`: (x, y, z) becomes (z, x, y). The other two formats hold world axes.
 
     Raises
     ------
@@ -52,7 +53,7 @@ def load_mesh(path: str | Path) -> trimesh.Trimesh:
     if not np.isfinite(mesh.vertices).all():
         raise InputError(path, "vertices", "NaN or infinity", "finite coordinates")
     if suffix == ".glb":
-        mesh.apply_transform(_Z_UP_FROM_Y_UP)
+        mesh.apply_transform(WORLD_FROM_GLTF)
     return mesh
 
 

@@ -1,0 +1,112 @@
+"""Jobs on worker processes side by side, of which any may die."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+Work = Callable[[Connection, Any], None]
+"""What a worker runs: answer every job received with a result, and return at None."""
+
+
+@dataclass
+class _Worker:
+    process: Any
+    connection: Connection
+    job: Any = None
+
+
+def run_jobs(
+    jobs: Sequence[Any],
+    work: Work,
+    settings: Any,
+    *,
+    workers: int,
+    on_result: Callable[[Any, Any], None],
+    time_budget: float | None = None,
+) -> list[Any]:
+    """Spread jobs over processes; a worker that dies loses its job and is replaced.
+
+    Parameters
+    ----------
+    jobs
+        Picklable; done in this order.
+    work
+        A module-level function ``work(connection, settings)``.
+    settings
+        Handed to every worker.
+    workers
+        Processes.
+    on_result
+        Called with a job and its result as they come; the result is None when the worker died.
+    time_budget
+        Seconds after which no further job is started.
+
+    Returns
+    -------
+    list
+        Jobs that were not started.
+    """
+    deadline = float("inf") if time_budget is None else time.monotonic() + time_budget
+    waiting = list(jobs)
+    team: list[_Worker] = []
+
+    def employ(worker: _Worker) -> None:
+        """Hand a worker its next job, or send it home."""
+        worker.job = waiting.pop(0) if waiting and time.monotonic() < deadline else None
+        try:
+            worker.connection.send(worker.job)
+        except OSError:  # it died between two jobs: the job was not begun
+            waiting[:0] = [worker.job] if worker.job is not None else []
+            worker.job = None
+            replace(worker)
+            return
+        if worker.job is None:
+            dismiss(worker)
+
+    def dismiss(worker: _Worker) -> None:
+        team.remove(worker)
+        worker.connection.close()
+        worker.process.join()
+
+    def replace(worker: _Worker) -> None:
+        dismiss(worker)
+        if waiting and time.monotonic() < deadline:
+            team.append(_start(work, settings))
+            employ(team[-1])
+
+    try:
+        for _ in range(min(workers, len(waiting))):
+            team.append(_start(work, settings))
+            employ(team[-1])
+        while team:
+            for connection in wait([worker.connection for worker in team]):
+                worker = next((w for w in team if w.connection is connection), None)
+                if worker is None:
+                    continue
+                try:
+                    result = worker.connection.recv()
+                except (EOFError, OSError):
+                    on_result(worker.job, None)
+                    replace(worker)
+                else:
+                    on_result(worker.job, result)
+                    employ(worker)
+    finally:
+        for worker in team:
+            worker.process.terminate()
+            worker.process.join()
+    return waiting
+
+
+def _start(work: Work, settings: Any) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, settings), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)

@@ -1,0 +1,344 @@
+"""Figures about objects, runs opened for looking, and the benchmark that makes many objects."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eeg_encoder.errors import InputError
+from threestudio_eeg.evaluation.objects import (
+    evaluate_object,
+    judge_sides,
+    judge_views,
+    load_judge,
+    on_background,
+    true_mesh,
+)
+from threestudio_eeg.evaluation.views import orbit
+from threestudio_eeg.phantom.categories import CATEGORIES, COLOURS
+from threestudio_eeg.phantom.objects import Instance, solids_of
+from threestudio_eeg.phantom.pictures import SIDES, Cameras, render
+
+from .phantom_world import SMALL_FIELD, make_world
+
+MUG = Instance("mug", "red", (0.5, 0.5, 0.5, 0.5), "test", 0)
+BOTTLE = Instance("bottle", "blue", (0.5, 0.5, 0.5, 0.5), "test", 0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def true_views(truth, n=4, size=32):
+    cameras = orbit(n)
+    places = Cameras(
+        *(torch.tensor([c[name] for c in cameras]) for name in ("elevation", "azimuth", "distance"))
+    )
+    solids = solids_of([truth]).select(torch.zeros(n, dtype=torch.long))
+    rgba = render(solids, places, size).permute(0, 2, 3, 1)
+    return {"rgb": rgba[..., :3], "opacity": rgba[..., 3:], "cameras": cameras}
+
+
+class Scripted(nn.Module):
+    """A judge that says what it is told, view by view."""
+
+    def __init__(self, category, colour, side):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.answers = {"category": category, "colour": colour, "side": side}
+
+    def probabilities(self, rgb):
+        assert len(rgb) == len(self.answers["side"])
+        return self.answers
+
+
+def peaked(n, *rows):
+    out = torch.zeros(len(rows), n)
+    for i, row in enumerate(rows):
+        for index, value in row.items():
+            out[i, index] = value
+    return out
+
+
+def scripted(sides, category=None, colour=None):
+    n = len(sides)
+    return Scripted(
+        category if category is not None else peaked(20, *[{0: 1.0}] * n),
+        colour if colour is not None else peaked(10, *[{0: 1.0}] * n),
+        peaked(4, *sides),
+    )
+
+
+RIGHT = [{0: 1.0}, {1: 1.0}, {2: 1.0}, {3: 1.0}]
+
+
+def test_the_mean_probability_decides_not_the_votes():
+    mug, bed = CATEGORIES.index("mug"), CATEGORIES.index("bed")
+    rows = [{mug: 0.4, bed: 0.35}, {mug: 0.4, bed: 0.35}, {bed: 0.9}, {mug: 0.4, bed: 0.35}]
+    judge = scripted(RIGHT, category=peaked(20, *rows))
+    figures = judge_views(true_views(MUG), MUG, judge)
+    assert figures["category"] == "bed"
+    assert not figures["category_right"]
+    assert figures["category_probability"] == pytest.approx(0.3)
+    assert figures["colour"] == next(iter(COLOURS)) == "red"
+    assert figures["colour_right"]
+
+
+def test_sides_are_read_at_the_four_right_angles():
+    rows = [{2: 1.0}] * 12
+    for place, side in ((0, 0), (3, 1), (6, 2), (9, 3)):
+        rows[place] = {side: 1.0}
+    figures = judge_sides(true_views(MUG, n=12), MUG, scripted(rows))
+    assert figures["side_right"] == 1.0
+    assert figures["sides"] == dict(zip(SIDES, SIDES, strict=True))
+    assert figures["asymmetric"]
+    assert not figures["two_fronts"]
+    assert not judge_sides(true_views(BOTTLE), BOTTLE, scripted(RIGHT))["asymmetric"]
+
+
+@pytest.mark.parametrize(
+    ("front", "back", "two"), [(0.6, 0.6, True), (0.6, 0.4, False), (0.4, 0.6, False)]
+)
+def test_two_fronts_need_a_sure_front_on_both_ends(front, back, two):
+    rows = [{0: front, 1: 1 - front}, {1: 1.0}, {0: back, 2: 1 - back}, {3: 1.0}]
+    assert judge_sides(true_views(MUG), MUG, scripted(rows))["two_fronts"] is two
+
+
+def test_a_ring_without_the_four_sides_is_refused():
+    with pytest.raises(InputError, match="azimuths"):
+        judge_sides(true_views(MUG, n=5), MUG, scripted([{0: 1.0}] * 5))
+
+
+class Tower:
+    device = torch.device("cpu")
+
+    def encode_pictures(self, rgb):
+        return nn.functional.normalize(rgb.flatten(1), dim=1)
+
+
+def test_the_truth_itself_is_found_right():
+    figures = evaluate_object(true_views(MUG), true_mesh(MUG), MUG, scripted(RIGHT), Tower())
+    assert figures["category_right"]
+    assert figures["side_right"] == 1
+    assert figures["fscore"] > 0.99
+    assert figures["chamfer"] < 0.01
+    assert figures["iou"] > 0.95
+    assert figures["yaw"] == 0
+    assert 0.5 < figures["view_agreement"] < 1
+
+
+def test_fog_beside_the_object_is_left_out_and_another_shape_is_far():
+    mesh = true_mesh(MUG)
+    fog = mesh.copy()
+    fog.apply_scale(0.05)
+    fog.apply_translation((0.7, 0.7, 0.7))
+    both = mesh + fog
+    clean = evaluate_object(true_views(MUG), both, MUG, scripted(RIGHT))
+    other = evaluate_object(true_views(MUG), true_mesh(BOTTLE), MUG, scripted(RIGHT))
+    assert clean["fscore"] > 0.99
+    assert other["fscore"] < 0.8
+    assert other["chamfer"] > 5 * clean["chamfer"]
+    assert "view_agreement" not in clean
+
+
+def test_an_empty_field_counts_as_nothing():
+    figures = evaluate_object(true_views(MUG), None, MUG, scripted(RIGHT))
+    assert figures["fscore"] == figures["iou"] == 0
+    assert figures["chamfer"] is None
+    assert figures["faces"] == 0
+
+
+def test_without_a_truth_only_what_is_seen_is_said():
+    figures = evaluate_object(true_views(MUG), true_mesh(MUG), None, scripted(RIGHT))
+    assert {"category", "colour", "sides", "two_fronts", "faces"} == set(figures)
+
+
+def test_views_over_a_background():
+    views = {"rgb": torch.full((1, 2, 2, 3), 0.5), "opacity": torch.zeros(1, 2, 2, 1)}
+    views["opacity"][0, 0, 0] = 1
+    rgb = on_background(views, (1.0, 0.0, 0.0))
+    assert rgb.shape == (1, 3, 2, 2)
+    assert rgb[0, :, 0, 0].tolist() == [0.5, 0.5, 0.5]
+    assert rgb[0, :, 1, 1].tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("objects"))
+
+
+def test_the_judge_is_loaded_or_named(world, tmp_path):
+    assert load_judge(world.judge).probabilities(torch.rand(2, 3, 64, 64))["side"].shape == (2, 4)
+    with pytest.raises(InputError, match=r"model\.safetensors: found nothing"):
+        load_judge(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match="weights: found"):
+        load_judge(tmp_path)
+
+
+# The benchmark: benchmarks/phantom_objects.py
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+phantom_objects = importlib.import_module("phantom_objects")
+pool = importlib.import_module("pool")
+
+
+def stimuli(**counts):
+    return {
+        f"n{99000000 + CATEGORIES.index(category)}_{20000 + i}": category
+        for category, count in counts.items()
+        for i in range(count)
+    }
+
+
+def test_trials_go_round_the_categories():
+    chosen = phantom_objects.choose(stimuli(mug=3, chair=3, bed=1), 5)
+    assert [stimuli(mug=3, chair=3, bed=1)[s] for s in chosen] == "mug chair bed mug chair".split()
+    assert chosen == sorted(chosen, key=lambda s: int(s.split("_")[1]))
+
+
+@pytest.mark.parametrize("counts", [{c: 2 for c in CATEGORIES}, {"mug": 2, "bed": 1, "car": 1}])
+def test_the_shuffle_moves_every_trial_to_another_category(counts):
+    category_of = stimuli(**counts)
+    other = phantom_objects.derange(category_of)
+    assert sorted(other.values()) == sorted(category_of)
+    assert all(category_of[s] != category_of[t] for s, t in other.items())
+    assert other == phantom_objects.derange(dict(reversed(category_of.items())))
+
+
+def test_means_and_standard_errors():
+    figure = phantom_objects.mean_and_error([1.0, 0.0, 0.0, 0.0])
+    assert figure == {"mean": 0.25, "se": 0.25, "n": 4}
+    assert phantom_objects.mean_and_error([])["mean"] is None
+
+
+def test_failed_and_symmetric_objects_do_not_count_where_they_do_not_belong():
+    made = {
+        "category_right": True,
+        "colour_right": False,
+        "chamfer": None,
+        "fscore": 0.0,
+        "iou": 0.0,
+        "view_agreement": 0.9,
+        "side_right": 1.0,
+        "two_fronts": False,
+        "seconds": 2.0,
+        "empty": True,
+        "asymmetric": True,
+    }
+    symmetric = {**made, "asymmetric": False, "side_right": 0.0, "chamfer": 0.1, "empty": False}
+    summary = phantom_objects.summarise([made, symmetric, {"error": "out of memory"}])
+    assert (summary["made"], summary["failed"], summary["empty"]) == (2, 1, 1)
+    assert summary["side_right"] == {"mean": 1.0, "se": 0.0, "n": 1}
+    assert summary["chamfer"]["n"] == 1
+    assert "| eeg | 2 | 1 | 1 | 1.000 ± 0.000" in phantom_objects.table({"eeg": summary})
+
+
+def square(connection, settings):
+    while (job := connection.recv()) is not None:
+        if job == settings:
+            os._exit(1)
+        connection.send(job * job)
+
+
+def test_a_worker_that_dies_loses_its_own_job_only():
+    results = {}
+    left = pool.run_jobs(
+        [1, 2, 3, 4], square, 2, workers=2, on_result=lambda job, r: results.update({job: r})
+    )
+    assert results == {1: 1, 2: None, 3: 9, 4: 16}
+    assert left == []
+
+
+def test_out_of_time_starts_nothing():
+    results = []
+    left = pool.run_jobs(
+        [1, 2], square, 0, workers=1, on_result=lambda *r: results.append(r), time_budget=-1
+    )
+    assert left == [1, 2]
+    assert results == []
+
+
+def run_here(jobs, work, settings, *, workers, on_result, time_budget=None):
+    """Stand in for the processes: one after the other, here."""
+    eyes = phantom_objects.Eyes.open(settings)
+    for job in jobs[:-1] if time_budget else jobs:
+        on_result(job, phantom_objects.make_object(job, settings, eyes))
+    return jobs[-1:] if time_budget else []
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory, world):
+    from eeg_encoder.recordings.simulation import SimulationConfig
+    from threestudio_eeg.demo import encode_recording
+    from threestudio_eeg.phantom.recording import make_recording
+
+    folder = tmp_path_factory.mktemp("recording")
+    torch.set_num_threads(1)
+    recording = make_recording(
+        folder,
+        per_category={"test": 1},
+        categories=["mug", "bottle"],
+        simulation=SimulationConfig(subjects=1, held_out_repetitions=2),
+        pipeline=world.pipeline,
+    )
+    encode_recording(recording, folder, world.encoder, "cpu")
+    return recording
+
+
+def call(recording, world, out, *more):
+    overrides = [word for pair in SMALL_FIELD for word in ("--override", pair)]
+    phantom_objects.main(
+        [
+            *("--objects", str(recording.objects)),
+            *("--conditioning", str(recording.folder / "conditioning.safetensors")),
+            *("--pipeline", str(world.pipeline), "--judge", str(world.judge)),
+            *("--out", str(out), "--trials", "2", "--steps", "2", "--workers", "1"),
+            *("--device", "cpu", "--size", "16"),
+            *overrides,
+            *more,
+        ]
+    )
+
+
+def test_the_benchmark_makes_objects_and_goes_on_where_it_stopped(
+    recording, world, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("THREESTUDIO_EEG_HOST", "builtin")
+    monkeypatch.setattr(phantom_objects, "run_jobs", run_here)
+    conditions = ("--conditions", "eeg", "shuffled")
+    call(recording, world, tmp_path, *conditions, "--time-budget", "1")
+    assert "1 objects not started" in capsys.readouterr().out
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"key": "cut')
+    call(recording, world, tmp_path, *conditions)
+    assert "4 objects, 3 of them made before" in capsys.readouterr().out
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["simulated"]
+    assert {c: s["made"] for c, s in content["summary"].items()} == {"eeg": 2, "shuffled": 2}
+    by_key = {entry["key"]: entry for entry in content["objects"]}
+    mug = next(i for i in recording.instances if i.category == "mug").stimulus
+    assert by_key[f"eeg-{mug}-0"]["source"] == f"s1-{mug}"
+    assert by_key[f"shuffled-{mug}-0"]["source"] != f"s1-{mug}"
+    made = tmp_path / "objects" / f"shuffled-{mug}-0" / "conditioning.json"
+    assert json.loads(made.read_text())["trial"]["id"] == by_key[f"shuffled-{mug}-0"]["source"]
+    from PIL import Image
+
+    with Image.open(tmp_path / "contact-eeg.png") as sheet:
+        assert np.asarray(sheet).std() > 5
+    with pytest.raises(SystemExit, match="steps: found 3, expected 2"):
+        call(recording, world, tmp_path, *conditions, "--steps", "3")
+
+
+def test_a_benchmark_of_one_category_cannot_shuffle(recording, world, tmp_path):
+    with pytest.raises(SystemExit, match="shuffled: found"):
+        call(recording, world, tmp_path, "--conditions", "shuffled", "--trials", "1")

@@ -1,0 +1,321 @@
+"""The command line ``threestudio-eeg``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from eeg_encoder.errors import InputError, one_line_errors
+
+app = typer.Typer(
+    help="From an EEG recording of what a person saw to a 3D object.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+phantom = typer.Typer(
+    help="Objects of known shape, their pictures, simulated recordings of people who look at them, "
+    "and the small diffusion model trained on them.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.add_typer(phantom, name="phantom")
+
+DEVICE = typer.Option(help="auto, cpu or cuda.")
+SEED = typer.Option(help="Of everything random.")
+PIPELINE = typer.Option(help="Pipeline folder, or phantom for the one that ships.")
+CATEGORIES = typer.Option("--category", help="Only this category; may be given again.")
+OptionalPath = Optional[Path]  # noqa: UP045
+OptionalInt = Optional[int]  # noqa: UP045
+Words = Optional[list[str]]  # noqa: UP045
+
+
+@app.command(epilog="Example: threestudio-eeg demo --trial 0 --out outputs/demo --device cpu")
+def demo(
+    trial: Annotated[
+        int, typer.Option(help="Test object: 0 and 1 are mugs, 2 and 3 chairs, … up to 39.")
+    ] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("outputs/demo"),
+    device: Annotated[str, DEVICE] = "auto",
+    steps: Annotated[
+        OptionalInt, typer.Option(min=1, help="Steps of the optimisation; default the config's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the optimisation.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted demo in --out.")] = False,
+    overrides: Annotated[
+        Words, typer.Argument(help="key=value for the experiment, as in launch.")
+    ] = None,
+) -> None:
+    """The whole way on simulated EEG, offline: recording, encoder, object, report."""
+    with one_line_errors():
+        from rich.console import Console
+
+        from .demo import DemoOptions, run_demo, summary
+
+        options = DemoOptions(
+            trial=trial,
+            out=out,
+            device=device,  # type: ignore[arg-type]
+            steps=steps,
+            seed=seed,
+            resume=resume,
+            overrides=overrides or [],
+        )
+        _embedded_host()
+        try:
+            result = run_demo(options)
+        except KeyboardInterrupt:
+            words = f"demo --trial {trial} --out {out} --device {device} --seed {seed} --resume"
+            typer.echo(f"to finish the demo: threestudio-eeg {words}", err=True)
+            raise
+        Console().print(summary(result))
+
+
+@app.command(
+    epilog="Examples: threestudio-eeg launch --config phantom/eeg.yaml --train "
+    "system.prompt_processor.conditioning=test.safetensors system.prompt_processor.trial=0 · "
+    "threestudio-eeg launch --config RUN/configs/parsed.yaml --export "
+    "resume=RUN/ckpts/last.ckpt system.exporter.fmt=glb"
+)
+def launch(
+    config: Annotated[
+        list[Path],
+        typer.Option(help="YAML file or shipped name; later ones are laid over earlier ones."),
+    ],
+    overrides: Annotated[Words, typer.Argument(help="key=value, for example seed=1.")] = None,
+    train: Annotated[bool, typer.Option("--train", help="Train, then film.")] = False,
+    validate: Annotated[bool, typer.Option("--validate", help="A few views.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="The turntable film.")] = False,
+    export: Annotated[bool, typer.Option("--export", help="The mesh.")] = False,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Run an experiment as threestudio's launch.py does: exactly one of the four modes."""
+    with one_line_errors():
+        modes = {"train": train, "validate": validate, "test": test, "export": export}
+        chosen = [mode for mode, wanted in modes.items() if wanted]
+        if len(chosen) != 1:
+            found = " and ".join(f"--{mode}" for mode in chosen) or "no mode"
+            raise InputError("command line", "mode", found, f"one of --{', --'.join(modes)}")
+        _embedded_host()
+        from .builtin.launch import launch as run
+        from .experiments import experiment_config
+
+        files = [experiment_config(name) for name in config]
+        folder = run(chosen[0], files, overrides or [], device=device)  # type: ignore[arg-type]
+        typer.echo(f"trial: {folder}")
+
+
+@app.command(
+    epilog="Example: threestudio-eeg evaluate outputs/demo/run/s1-n99000000_20000 "
+    "--objects outputs/demo/recording/objects.json"
+)
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Trial folder with ckpts/last.ckpt.")],
+    objects: Annotated[
+        OptionalPath, typer.Option(help="objects.json of a phantom recording: the truth.")
+    ] = None,
+    stimulus: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What was seen; default the run's own record."),
+    ] = None,
+    out: Annotated[
+        OptionalPath, typer.Option(help="Folder for views, mesh, metrics; default RUN/evaluation.")
+    ] = None,
+    pipeline: Annotated[str, PIPELINE] = "phantom",
+    judge: Annotated[
+        OptionalPath, typer.Option(help="Judge folder; default the one that ships.")
+    ] = None,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Views, mesh and figures of a finished phantom object."""
+    with one_line_errors():
+        from eeg_encoder.training import resolve_device
+
+        from .evaluation.runs import evaluate_run, print_figures
+
+        result = evaluate_run(
+            run,
+            out or run / "evaluation",
+            objects=objects,
+            stimulus=stimulus,
+            pipeline=pipeline,
+            judge=judge,
+            device=resolve_device(device),
+        )
+        print_figures(result)
+        typer.echo(f"files: {out or run / 'evaluation'}")
+
+
+@phantom.command(
+    "recording",
+    epilog="Example: threestudio-eeg phantom recording --out recording --train 100 --val 10 "
+    "--test 10 --device cuda",
+)
+def phantom_recording(
+    out: Annotated[Path, typer.Option(help="Folder for the files.")],
+    train: Annotated[int, typer.Option(help="Training objects a category.")] = 100,
+    val: Annotated[int, typer.Option(help="Validation objects a category.")] = 10,
+    test: Annotated[int, typer.Option(help="Test objects a category.")] = 10,
+    held_out_pairs: Annotated[
+        bool, typer.Option("--held-out-pairs", help="Also test colours new to their category.")
+    ] = False,
+    repetitions: Annotated[
+        int, typer.Option(help="Times each subject sees a training or validation object.")
+    ] = 4,
+    test_repetitions: Annotated[
+        int, typer.Option(help="Times each subject sees a test object.")
+    ] = 20,
+    snr: Annotated[float, typer.Option(help="Single-trial discriminative SNR, dB.")] = -26.0,
+    subjects: Annotated[int, typer.Option(help="How many.")] = 2,
+    sessions: Annotated[int, typer.Option(help="How many.")] = 2,
+    order: Annotated[str, typer.Option(help="rapid, or block: a category in a row.")] = "rapid",
+    seed: Annotated[int, SEED] = 0,
+    category: Annotated[Words, CATEGORIES] = None,
+    pipeline: Annotated[str, PIPELINE] = "phantom",
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Simulate a recording: perceivelab file, splits, picture folder, and the truth beside them."""
+    with one_line_errors():
+        from eeg_encoder.recordings.simulation import SimulationConfig
+        from eeg_encoder.training import resolve_device
+
+        from .phantom.recording import make_recording
+
+        recording = make_recording(
+            out,
+            per_category={"train": train, "val": val, "test": test},
+            simulation=SimulationConfig(
+                snr_db=snr,
+                repetitions=repetitions,
+                held_out_repetitions=test_repetitions,
+                subjects=subjects,
+                sessions=sessions,
+                order=order,
+                seed=seed,
+            ),
+            pipeline=pipeline,
+            categories=category,
+            held_out_pairs=held_out_pairs,
+            seed=seed,
+            device=resolve_device(device),
+        )
+        typer.echo(f"{len(recording.instances)} stimuli: {recording.trials}")
+
+
+@phantom.command(
+    "basis",
+    epilog="Example: threestudio-eeg phantom basis --pipeline prior/pipeline --device cuda",
+)
+def phantom_basis(
+    pipeline: Annotated[str, PIPELINE] = "phantom",
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Fit what simulated brains respond to in pictures, and keep it in the pipeline's folder."""
+    with one_line_errors():
+        from eeg_encoder.training import resolve_device
+
+        from .phantom.recording import write_stimulus_code
+
+        typer.echo(f"basis: {write_stimulus_code(pipeline, device=resolve_device(device))}")
+
+
+@phantom.command(
+    "objects",
+    epilog="Example: threestudio-eeg phantom objects --out objects --split test --n 2 "
+    "--category mug --fmt glb",
+)
+def phantom_objects(
+    out: Annotated[Path, typer.Option(help="Folder for the files.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    n: Annotated[int, typer.Option(help="Objects a category.")] = 2,
+    category: Annotated[Words, CATEGORIES] = None,
+    fmt: Annotated[str, typer.Option(help="ply, obj (both z up) or glb (y up).")] = "ply",
+    resolution: Annotated[int, typer.Option(min=16, help="Of the marching cubes.")] = 128,
+    seed: Annotated[int, SEED] = 0,
+) -> None:
+    """Write the true meshes of objects, and their parameters."""
+    with one_line_errors():
+        from .phantom.files import write_meshes
+
+        files = write_meshes(
+            out, split, n, categories=category, fmt=fmt, resolution=resolution, seed=seed
+        )
+        typer.echo(f"{len(files)} objects: {out}")
+
+
+@phantom.command(
+    "pictures",
+    epilog="Example: threestudio-eeg phantom pictures --out pictures --split train --n 5 --views 8",
+)
+def phantom_pictures(
+    out: Annotated[Path, typer.Option(help="Folder for the files.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
+    n: Annotated[int, typer.Option(help="Objects a category.")] = 5,
+    views: Annotated[int, typer.Option(min=1, help="Pictures an object.")] = 8,
+    size: Annotated[int, typer.Option(min=8, help="Side in pixels.")] = 64,
+    category: Annotated[Words, CATEGORIES] = None,
+    seed: Annotated[int, SEED] = 0,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Render pictures as the prior's training sees them, with captions.jsonl."""
+    with one_line_errors():
+        from eeg_encoder.training import resolve_device
+
+        from .phantom.files import write_pictures
+
+        total = write_pictures(
+            out,
+            split,
+            n,
+            views=views,
+            size=size,
+            categories=category,
+            seed=seed,
+            device=resolve_device(device),
+        )
+        typer.echo(f"{total} pictures: {out}")
+
+
+@phantom.command(
+    "train-prior",
+    epilog="Example: threestudio-eeg phantom train-prior --config phantom/prior.yaml --out prior "
+    "--device cuda",
+)
+def phantom_train_prior(
+    out: Annotated[Path, typer.Option(help="Folder for pipeline/ and judge/.")],
+    overrides: Annotated[
+        Words, typer.Argument(help="key=value, for example unet.steps=10.")
+    ] = None,
+    config: Annotated[Path, typer.Option(help="YAML file or shipped name.")] = Path(
+        "phantom/prior.yaml"
+    ),
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Train the small diffusion pipeline and the judge; what is there already is kept."""
+    with one_line_errors():
+        from eeg_encoder.files import writable_folder
+        from eeg_encoder.training import resolve_device
+
+        from .builtin.config import compose
+        from .experiments import experiment_config
+        from .phantom.prior import train_prior
+        from .phantom.recording import BASIS, write_stimulus_code
+
+        settings = compose(experiment_config(config), cli_args=overrides or [])
+        chosen = resolve_device(device)
+        folder = train_prior(settings, writable_folder(out), device=chosen, log=typer.echo)
+        if not (folder / BASIS).is_file():
+            write_stimulus_code(folder, device=chosen)
+        typer.echo(f"pipeline: {folder}")
+
+
+def _embedded_host() -> None:
+    """These commands drive the embedded host unless the environment says otherwise."""
+    os.environ.setdefault("THREESTUDIO_EEG_HOST", "builtin")
+
+
+if __name__ == "__main__":
+    app()

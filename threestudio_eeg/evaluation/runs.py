@@ -1,0 +1,157 @@
+"""A finished run, opened without its guidance: the field, and what renders and exports it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eeg_encoder.errors import InputError
+
+PARTS = ("geometry.", "material.", "background.", "renderer.")
+
+
+def open_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Any:
+    """The system of a trial folder of the embedded host, with its last checkpoint, to look at.
+
+    No diffusion model is loaded, so the pipeline need not be there.
+
+    Returns
+    -------
+    BaseLift3DSystem
+        In evaluation mode, on ``device``; ``system(batch)`` renders.
+
+    Raises
+    ------
+    InputError
+        When the folder is no trial folder or its checkpoint cannot be used.
+    """
+    from omegaconf import OmegaConf
+
+    from ..builtin.base import device_scope, load_checkpoint
+    from ..builtin.config import load_config
+    from ..builtin.systems import BaseLift3DSystem
+
+    folder = Path(folder)
+    file = folder / "configs" / "parsed.yaml"
+    if not file.is_file():
+        raise InputError(folder, "configs/parsed.yaml", "nothing", "a trial folder")
+    checkpoint = load_checkpoint(folder / "ckpts" / "last.ckpt")
+    known = {field.name for field in dataclasses.fields(BaseLift3DSystem.Config)}
+    config = load_config(file).system
+    with device_scope(device):
+        system = BaseLift3DSystem(OmegaConf.create({k: config[k] for k in config if k in known}))
+    _load(system, checkpoint["state_dict"], folder)
+    system.set_resume_status(int(checkpoint["epoch"]), int(checkpoint["global_step"]))
+    system.set_save_dir(folder / "save")
+    system.to(device).eval().requires_grad_(False)
+    system.do_update_step(system.true_current_epoch, system.true_global_step)
+    return system
+
+
+def run_record(folder: str | Path) -> dict[str, Any]:
+    """What the run says about the EEG it was made from; empty for a text prompt."""
+    file = Path(folder) / "conditioning.json"
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(file, "file", error, "JSON") from error
+
+
+def _load(system: Any, state: dict[str, Any], folder: Path) -> None:
+    own = {name: value for name, value in state.items() if name.startswith(PARTS)}
+    try:
+        system.load_state_dict(own)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(folder, "checkpoint", reason, "weights of its own config") from error
+
+
+def evaluate_run(
+    run: str | Path,
+    out: str | Path,
+    *,
+    objects: str | Path | None = None,
+    stimulus: str | None = None,
+    pipeline: str | Path = "phantom",
+    judge: str | Path | None = None,
+    n_views: int = 12,
+    size: int = 128,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Render a run's object, export it, and compare it with what was seen.
+
+    Parameters
+    ----------
+    run
+        Trial folder.
+    out
+        Gets ``views/``, ``object.glb`` and ``metrics.json``.
+    objects
+        ``objects.json`` of the recording; without it there is no truth to compare with.
+    stimulus
+        What was seen; default the stimulus in the run's ``conditioning.json``.
+    pipeline, judge
+        Folders; the image tower for the agreement of views, and the judge.
+
+    Returns
+    -------
+    dict
+        :func:`.objects.evaluate_object`'s figures, with ``simulated``, ``run`` and ``stimulus``.
+
+    Raises
+    ------
+    InputError
+        When a file is missing or does not fit, or the field is empty.
+    """
+    from eeg_encoder.files import writable_folder, write_json
+
+    from ..phantom.recording import object_of
+    from ..pipeline import load_pipeline
+    from .objects import evaluate_object, load_judge
+    from .views import render_views, save_views
+
+    run, out = Path(run), writable_folder(out)
+    seen = stimulus or run_record(run).get("trial", {}).get("stimulus")
+    if objects is not None and seen is None:
+        raise InputError(run, "stimulus", "nothing", "one, given or in conditioning.json")
+    truth = None if objects is None or seen is None else object_of(objects, seen)
+    system = open_run(run, device=device)
+    mesh = system.make_exporter().coloured_mesh()
+    views = render_views(system, n_views=n_views, size=size, device=device)
+    save_views(out / "views", **views)
+    export_glb(mesh, out / "object.glb")
+    tower = load_pipeline(pipeline, device=device, parts=("image_encoder",))
+    figures = evaluate_object(views, mesh, truth, load_judge(judge, device), tower)
+    result = {"simulated": True, "run": str(run), "stimulus": seen, **figures}
+    write_json(out / "metrics.json", result)
+    return result
+
+
+def export_glb(mesh: Any, path: Path) -> Path:
+    """Write a mesh in world axes as glTF, which has y up and the front along +z."""
+    from eeg_encoder.files import whole_file
+
+    from ..builtin.exporter import GLTF_FROM_WORLD
+
+    turned = mesh.copy()
+    turned.apply_transform(GLTF_FROM_WORLD)
+    with whole_file(path) as temporary:
+        turned.export(temporary, file_type="glb")
+    return path
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """Print figures as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.3g}" if isinstance(value, float) else str(value))
+    Console().print(table)
