@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import random
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
@@ -149,8 +151,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
     def keep(job: Job, result: dict[str, Any] | None) -> None:
         entry = result or {**asdict(job), "error": "the worker died"}
-        with (out / "results.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": job.key, **entry}) + "\n")
+        add_result(out, {"key": job.key, **entry})
         _say(job, entry, time.monotonic() - started)
 
     left = run_jobs(
@@ -211,7 +212,7 @@ def derange(category_of: Mapping[str, str], seed: int = 0) -> dict[str, str]:
     permutation."""
     categories = sorted(set(category_of.values()))
     random.Random(seed).shuffle(categories)
-    order = sorted(category_of, key=lambda stimulus: categories.index(category_of[stimulus]))
+    order = sorted(category_of, key=lambda s: (categories.index(category_of[s]), s))
     shift = max((list(category_of.values()).count(c) for c in categories), default=0)
     if 2 * shift > len(order):
         return {s: order[(i + 1) % len(order)] for i, s in enumerate(order)}
@@ -247,6 +248,15 @@ def _same_settings(out: Path, settings: Settings) -> None:
     write_json(file, settings.comparable())
 
 
+def add_result(out: Path, entry: Mapping[str, Any]) -> None:
+    """Append one line, on a new one even after a line that was cut short."""
+    file = out / "results.jsonl"
+    before = file.read_bytes()[-1:] if file.is_file() else b""
+    line = json.dumps(entry) + "\n"
+    with file.open("ab") as stream:
+        stream.write((line if before in (b"", b"\n") else "\n" + line).encode())
+
+
 def read_results(out: Path) -> dict[str, dict[str, Any]]:
     """Results so far by key; the last line of a key counts, a line cut short is passed over."""
     file = out / "results.jsonl"
@@ -266,6 +276,9 @@ def work(connection: Connection, settings: Settings) -> None:
     import torch
 
     torch.set_num_threads(settings.threads)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     eyes = Eyes.open(settings)
     while (job := connection.recv()) is not None:
         try:

@@ -73,16 +73,18 @@ def run_jobs(
         worker.connection.close()
         worker.process.join()
 
-    def replace(worker: _Worker) -> None:
-        dismiss(worker)
+    def hire() -> None:
         if waiting and time.monotonic() < deadline:
             team.append(_start(work, settings))
             employ(team[-1])
 
+    def replace(worker: _Worker) -> None:
+        dismiss(worker)
+        hire()
+
     try:
-        for _ in range(min(workers, len(waiting))):
-            team.append(_start(work, settings))
-            employ(team[-1])
+        for _ in range(workers):
+            hire()
         while team:
             for connection in wait([worker.connection for worker in team]):
                 worker = next((w for w in team if w.connection is connection), None)

@@ -22,6 +22,14 @@ from threestudio_eeg.phantom.objects import make_instances
 from threestudio_eeg.phantom.pictures import SIDES
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pictures(n: int = 3, size: int = 64) -> torch.Tensor:
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0))
 
@@ -33,7 +41,8 @@ def judge() -> Judge:
 
 
 def test_heads():
-    assert dict(HEADS) == dict(category=len(CATEGORIES), colour=len(COLOURS), side=len(SIDES))
+    sizes = {"category": len(CATEGORIES), "colour": len(COLOURS), "side": len(SIDES)}
+    assert dict(HEADS) == sizes
 
 
 @pytest.mark.parametrize("size", [64, 40, 128])
@@ -80,12 +89,12 @@ def test_card(tmp_path):
 
 def test_training_lowers_the_loss_and_names_more_pictures():
     wanted = {"mug", "sofa"}
-    instances = [i for i in make_instances("train", 4, 0) if i.category in wanted]
-    bank = make_bank(instances, n_random=3, n_stimuli=1, size=64, seed=0, device="cpu")
+    instances = [i for i in make_instances("train", 3, 0) if i.category in wanted]
+    bank = make_bank(instances, n_random=2, n_stimuli=1, size=64, seed=0, device="cpu")
     torch.manual_seed(0)
     before = judge_accuracy(Judge().eval(), bank, seed=1, n=64)
     lines: list[str] = []
-    trained = train_judge(bank, steps=60, batch=16, seed=0, log=lines.append)
+    trained = train_judge(bank, steps=40, batch=8, seed=0, log=lines.append)
     after = judge_accuracy(trained, bank, seed=1, n=64)
     assert after["category"] > 0.8
     assert after["category"] > before["category"]
@@ -97,7 +106,7 @@ def test_the_judge_that_ships_knows_unseen_objects():
         pytest.skip("no judge in this checkout")
     judge = Judge.from_pretrained()
     bank = make_bank(
-        make_instances("test", 1, 11), n_random=6, n_stimuli=1, size=64, seed=5, device="cpu"
+        make_instances("test", 1, 11), n_random=2, n_stimuli=1, size=64, seed=5, device="cpu"
     )
     accuracy = judge_accuracy(judge, bank, seed=0, n=256)
     assert accuracy["category"] > 0.9

@@ -90,7 +90,8 @@ def train_judge(bank, *, steps: int, batch: int, seed: int, log) -> Judge:
             "colour": bank.colour[instance],
             "side": side_index(bank.azimuth[instance, view]),
         }
-        return sum(F.cross_entropy(logits[name].float(), truth[name]) for name in HEADS)
+        losses = [F.cross_entropy(logits[name].float(), truth[name]) for name in HEADS]
+        return torch.stack(losses).sum()
 
     fit("judge", [judge], loss_of, steps=steps, learning_rate=1e-3, average=0.998, log=log)
     return judge.eval().requires_grad_(False)
@@ -109,9 +110,7 @@ def judge_accuracy(judge: Judge, bank, *, seed: int, n: int = 4096) -> dict[str,
         "colour": bank.colour[instance],
         "side": side_index(bank.azimuth[instance, view]),
     }
-    return {
-        name: float((logits[name].argmax(-1) == truth[name]).float().mean()) for name in HEADS
-    }
+    return {name: float((logits[name].argmax(-1) == truth[name]).float().mean()) for name in HEADS}
 
 
 def write_card(folder: Path, figures: dict) -> None:

@@ -92,16 +92,25 @@ def make_bank(
         _render_chunk(instances[i : i + chunk], cameras[i : i + chunk], size, device)
         for i in _progress(range(0, len(instances), chunk), "pictures")
     ]
-    places = [torch.stack([getattr(c, name) for c in cameras]) for name in vars(cameras[0])]
-    words = [[VIEW_WORDS.index(view_word(float(e), float(a))) for e, a in zip(c.elevation, c.azimuth, strict=True)] for c in cameras]
+    places = {
+        name: torch.stack([getattr(c, name) for c in cameras]).to(device)
+        for name in ("elevation", "azimuth", "distance")
+    }
     return PictureBank(
-        torch.cat(pictures).view(len(instances), n_views, 4, size, size),
-        *(place.to(device) for place in places),
+        rgba=torch.cat(pictures).view(len(instances), n_views, 4, size, size),
+        **places,
         category=torch.tensor([CATEGORIES.index(i.category) for i in instances], device=device),
         colour=torch.tensor([list(COLOURS).index(i.colour) for i in instances], device=device),
-        word=torch.tensor(words, device=device),
+        word=torch.tensor([_words(c) for c in cameras], device=device),
         n_stimuli=n_stimuli,
     )
+
+
+def _words(cameras: Cameras) -> list[int]:
+    return [
+        VIEW_WORDS.index(view_word(float(elevation), float(azimuth)))
+        for elevation, azimuth in zip(cameras.elevation, cameras.azimuth, strict=True)
+    ]
 
 
 def _cat(a: Cameras, b: Cameras) -> Cameras:

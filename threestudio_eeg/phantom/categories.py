@@ -201,7 +201,9 @@ def car(u: Sequence[float], colour: Vector) -> list[Part]:
             GLASS,
         ),
         box(
-            (-0.12, 0, floor + 0.11 + cabin), (0.38 * length, 0.85 * width + 0.015, 0.6 * cabin), GLASS
+            (-0.12, 0, floor + 0.11 + cabin),
+            (0.38 * length, 0.85 * width + 0.015, 0.6 * cabin),
+            GLASS,
         ),
         *wheels,
         *lights,

@@ -66,7 +66,7 @@ def new_image_projection(folder: Path, *, embedding: int, width: int, n_tokens: 
 
 
 def image_projection(embedding: int = EMBEDDING, width: int = WIDTH, n_tokens: int = LENGTH) -> Any:
-    """Image embedding (B, P) to context tokens (B, L, D): linear map and layer norm (IP-Adapter)."""
+    """Image embedding (B, P) to context tokens (B, L, D): linear map, layer norm (IP-Adapter)."""
     from diffusers.models.embeddings import ImageProjection
 
     return ImageProjection(

@@ -52,7 +52,8 @@ def stimulus_cameras(n: int, generator: torch.Generator) -> Cameras:
 
 
 def _draw(n: int, generator: torch.Generator, *ranges: tuple[float, float]) -> Cameras:
-    return Cameras(*(low + (high - low) * torch.rand(n, generator=generator) for low, high in ranges))
+    draws = (torch.rand(n, generator=generator) for _ in ranges)
+    return Cameras(*(low + (high - low) * u for (low, high), u in zip(ranges, draws, strict=True)))
 
 
 def view_word(elevation: float, azimuth: float) -> str:
@@ -96,9 +97,9 @@ def camera_rays(cameras: Cameras, size: int, fovy: float = FOVY) -> tuple[Tensor
 
 
 def render(solids: Solids, cameras: Cameras, size: int, *, supersample: int = 2) -> Tensor:
-    """Pictures (B, 4, size, size) of B solids from B cameras: straight colour and coverage in [0, 1].
+    """Pictures (B, 4, size, size) of B solids from B cameras: colour and coverage in [0, 1].
 
-    Sphere tracing inside the bounding sphere, ``supersample``² rays a pixel.
+    Colour is straight, not multiplied by coverage. Sphere tracing inside the bounding sphere, ``supersample``² rays a pixel.
     """
     fine = size * supersample
     origins, directions = camera_rays(cameras, fine)
@@ -133,9 +134,9 @@ def trace(solids: Solids, origins: Tensor, directions: Tensor) -> tuple[Tensor, 
 def trace_reference(
     solids: Solids, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """:func:`trace` in torch, from ``near`` to ``far`` (B, N); settled rays are left out as it goes.
+    """:func:`trace` in torch, from ``near`` to ``far`` (B, N).
 
-    A ray stops within 0.001 of the surface; it hit when it ends within 0.003 before ``far``.
+    Settled rays are left out as it goes. A ray stops within 0.001 of the surface; it hit when it ends within 0.003 before ``far``.
     """
     depth, hit = near.clone(), torch.zeros_like(near, dtype=torch.bool)
     alive = near < far
@@ -184,7 +185,8 @@ def mesh_of(solids: Solids, index: int = 0, resolution: int = 128) -> Any:
     shade = _shade(one, vertices[None])[0]
     mesh = trimesh.Trimesh(vertices.numpy(), faces[:, ::-1], process=True)
     if len(mesh.vertices) == len(shade):
-        mesh.visual.vertex_colors = (shade.numpy() * 255).round().astype(np.uint8)
+        colours = (shade.numpy() * 255).round().astype(np.uint8)
+        mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=colours)
     if mesh.volume < 0:
         mesh.invert()
     return mesh

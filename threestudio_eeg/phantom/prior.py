@@ -88,8 +88,10 @@ def _towers(config: Any, bank: PictureBank, tokenizer: Any, folder: Path, log: L
         save_half(towers.text, folder / "text_encoder")
         save_half(towers.image, folder / "image_encoder")
     device = bank.rgba.device
-    text = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    image = CLIPVisionModelWithProjection.from_pretrained(
+    text: Any = CLIPTextModelWithProjection.from_pretrained(
+        folder / "text_encoder", dtype=torch.float32
+    )
+    image: Any = CLIPVisionModelWithProjection.from_pretrained(
         folder / "image_encoder", dtype=torch.float32
     )
     return stages.Towers(tokenizer, text.to(device).eval(), image.to(device).eval())

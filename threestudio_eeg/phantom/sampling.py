@@ -81,7 +81,9 @@ def judge_samples(
         [
             sample(
                 pipeline,
-                pipeline.encode_text(_captions(pairs[i : i + 125], cameras.select(slice(i, i + 125)))),
+                pipeline.encode_text(
+                    _captions(pairs[i : i + 125], cameras.select(slice(i, i + 125)))
+                ),
                 cameras.select(slice(i, i + 125)),
                 guidance_scale=guidance_scale,
                 steps=steps,
@@ -103,7 +105,5 @@ def _captions(pairs: Sequence[tuple[int, int]], cameras: Cameras) -> list[str]:
     colours = list(COLOURS)
     return [
         caption(CATEGORIES[category], colours[colour], view_word(float(e), float(a)))
-        for (category, colour), e, a in zip(
-            pairs, cameras.elevation, cameras.azimuth, strict=True
-        )
+        for (category, colour), e, a in zip(pairs, cameras.elevation, cameras.azimuth, strict=True)
     ]

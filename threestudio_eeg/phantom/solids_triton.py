@@ -78,9 +78,8 @@ def _trace(
             y = tl.load(m + 1) * vx + tl.load(m + 4) * vy + tl.load(m + 7) * vz
             z = tl.load(m + 2) * vx + tl.load(m + 5) * vy + tl.load(m + 8) * vz
             s = size + q * 4
-            part = _distance(
-                tl.load(kind + q), x, y, z, tl.load(s), tl.load(s + 1), tl.load(s + 2), tl.load(s + 3)
-            )  # fmt: skip
+            s0, s1, s2, s3 = tl.load(s), tl.load(s + 1), tl.load(s + 2), tl.load(s + 3)
+            part = _distance(tl.load(kind + q), x, y, z, s0, s1, s2, s3)
             joined, carved = tl.minimum(d, part), tl.maximum(d, -part)
             d = tl.where(tl.load(cut + q) != 0, carved, joined)
         t = tl.where(alive, t + 0.9 * d, t)

@@ -1,4 +1,4 @@
-"""The prior's training stages: VAE, CLIP towers, U-Net with its image projection and view encoder."""
+"""The prior's training stages: VAE, CLIP towers, U-Net with image projection and view encoder."""
 
 from __future__ import annotations
 
@@ -131,7 +131,10 @@ def encode_bank(bank: PictureBank, vae: Any, towers: Towers, *, seed: int, copie
         seen = picture_embeddings(towers.image, rgb.flatten(0, 2))
         embeddings.append(seen.view(len(rows), bank.n_stimuli * copies, -1))
     captions = torch.cat(
-        [text_tokens(towers.tokenizer, towers.text, chunk) for chunk in _batches(all_captions(), 250)]
+        [
+            text_tokens(towers.tokenizer, towers.text, chunk)
+            for chunk in _batches(all_captions(), 250)
+        ]
     )
     null = text_tokens(towers.tokenizer, towers.text, [""])[0]
     return LatentBank(torch.cat(latents), torch.cat(embeddings), captions, null)
@@ -177,7 +180,9 @@ def train_unet(
         prompt = torch.where(kind < 0.38, caption, net.projection(seen).to(caption))
         prompt = torch.where(kind > 0.88, data.null, prompt)
         camera = net.views(
-            bank.elevation[instance, view], bank.azimuth[instance, view], bank.distance[instance, view]
+            bank.elevation[instance, view],
+            bank.azimuth[instance, view],
+            bank.distance[instance, view],
         )
         camera = torch.where(uniform(batch, 1, 1) < 0.12, net.views.null_tokens, camera)
         return torch.cat([prompt, camera.to(prompt)], dim=1)
