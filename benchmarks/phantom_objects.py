@@ -12,6 +12,7 @@ object, and a second call goes on where the first stopped.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -330,6 +331,8 @@ def make_object(job: Job, settings: Settings, eyes: Eyes) -> dict[str, Any]:
         mesh = None
     figures = evaluate_object(views, mesh, eyes.objects[job.stimulus], eyes.judge, eyes.tower)
     save_strip(Path(settings.out) / "views" / f"{job.key}.png", views)
+    del system
+    gc.collect()
     if settings.device == "cuda":
         torch.cuda.empty_cache()
     return {
@@ -499,7 +502,7 @@ def contact(
     for _, job in sorted(first.items()):
         entry = results[job.key]
         pictures += [_seen(job, settings), *_strip(out / "views" / f"{job.key}.png")]
-        judged = f"→ {entry.get('colour')} {entry.get('category')}"
+        judged = f"judged {entry.get('colour')} {entry.get('category')}"
         labels += [job.caption, judged, "", "", ""]
     if not pictures:
         return None
@@ -529,7 +532,8 @@ def _say(job: Job, entry: Mapping[str, Any], seconds: float) -> None:
     if "error" in entry:
         words = entry["error"]
     else:
-        words = f"{job.caption} → {entry['colour']} {entry['category']}, F {entry['fscore']:.2f}"
+        seen = f"judged a {entry['colour']} {entry['category']}"
+        words = f"{job.caption}, {seen}, F {entry['fscore']:.2f}"
     print(f"{seconds:7.0f} s  {job.key}: {words}", flush=True)
 
 

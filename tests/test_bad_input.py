@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,8 @@ runner = CliRunner()
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch) -> Iterator[None]:
+def _embedded_host(monkeypatch) -> None:
     monkeypatch.setenv("THREESTUDIO_EEG_HOST", "builtin")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclasses.dataclass

@@ -102,7 +102,7 @@ def run_demo(options: DemoOptions) -> Demo:
     device = resolve_device(options.device)
     truth = _choose(options.trial)
     with clock.stage("recording"):
-        recording = _record(out / "recording", options, device)
+        recording = _record(out / "recording", options)
     with clock.stage("encoding"):
         conditioning = encode_recording(recording, out, options.encoder, device)
         trial_id = f"s1-{truth.stimulus}"
@@ -112,7 +112,7 @@ def run_demo(options: DemoOptions) -> Demo:
     with clock.stage("figures"):
         demo = _look(options, out, run, truth, trial_id, device)
     demo.metrics |= {
-        "eeg": decoded | _signal(recording),
+        "decoding": decoded | _signal(recording),
         "run": clock.figures() | {"device": device},
     }
     write_json(out / "metrics.json", demo.metrics)
@@ -130,7 +130,8 @@ def _choose(trial: int) -> Instance:
     return instances[trial]
 
 
-def _record(folder: Path, options: DemoOptions, device: str) -> Any:
+def _record(folder: Path, options: DemoOptions) -> Any:
+    """On the CPU whatever the device, so that the same trial is the same EEG everywhere."""
     from eeg_encoder.recordings.simulation import SimulationConfig
 
     from .phantom.recording import make_recording
@@ -140,7 +141,7 @@ def _record(folder: Path, options: DemoOptions, device: str) -> Any:
         per_category={"test": PER_CATEGORY},
         simulation=SimulationConfig(subjects=1, held_out_repetitions=REPETITIONS),
         pipeline=options.pipeline,
-        device=device,
+        device="cpu",
     )
 
 
@@ -385,7 +386,7 @@ def summary(demo: Demo) -> Any:
     """The demo's table: what was seen, decoded and made, and where the files are."""
     from rich.table import Table
 
-    metrics, eeg = demo.metrics, demo.metrics["eeg"]
+    metrics, eeg = demo.metrics, demo.metrics["decoding"]
     table = Table(title=f"[bold]{demo.truth.caption}[/bold] (simulated)", show_header=False)
     table.add_row("seen", demo.truth.caption)
     rank = f"(rank of the picture seen: {eeg['rank']['value']})"

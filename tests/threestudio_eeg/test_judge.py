@@ -22,14 +22,6 @@ from threestudio_eeg.phantom.objects import make_instances
 from threestudio_eeg.phantom.pictures import SIDES
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def pictures(n: int = 3, size: int = 64) -> torch.Tensor:
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0))
 

@@ -24,7 +24,7 @@ from threestudio_eeg.evaluation.objects import (
 from threestudio_eeg.evaluation.views import orbit
 from threestudio_eeg.phantom.categories import CATEGORIES, COLOURS
 from threestudio_eeg.phantom.objects import Instance, solids_of
-from threestudio_eeg.phantom.pictures import SIDES, Cameras, render
+from threestudio_eeg.phantom.pictures import SIDES, Cameras, mesh_of, render
 
 from .phantom_world import SMALL_FIELD, make_world
 from .toy_work import square
@@ -36,6 +36,10 @@ BOTTLE = Instance("bottle", "blue", (0.5, 0.5, 0.5, 0.5), "test", 0)
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+def coarse(truth):
+    return mesh_of(solids_of([truth]), resolution=48)
 
 
 def true_views(truth, n=4, size=32):
@@ -137,13 +141,14 @@ def test_the_truth_itself_is_found_right():
 
 
 def test_fog_beside_the_object_is_left_out_and_another_shape_is_far():
-    mesh = true_mesh(MUG)
+    mesh = coarse(MUG)
     fog = mesh.copy()
     fog.apply_scale(0.05)
     fog.apply_translation((0.7, 0.7, 0.7))
     both = mesh + fog
-    clean = evaluate_object(true_views(MUG), both, MUG, scripted(RIGHT))
-    other = evaluate_object(true_views(MUG), true_mesh(BOTTLE), MUG, scripted(RIGHT))
+    judge, views = scripted(RIGHT), true_views(MUG)
+    clean = evaluate_object(views, both, MUG, judge, truth_mesh=mesh)
+    other = evaluate_object(views, coarse(BOTTLE), MUG, judge, truth_mesh=mesh)
     assert clean["fscore"] > 0.99
     assert other["fscore"] < 0.8
     assert other["chamfer"] > 5 * clean["chamfer"]
@@ -151,14 +156,14 @@ def test_fog_beside_the_object_is_left_out_and_another_shape_is_far():
 
 
 def test_an_empty_field_counts_as_nothing():
-    figures = evaluate_object(true_views(MUG), None, MUG, scripted(RIGHT))
+    figures = evaluate_object(true_views(MUG), None, MUG, scripted(RIGHT), truth_mesh=coarse(MUG))
     assert figures["fscore"] == figures["iou"] == 0
     assert figures["chamfer"] is None
     assert figures["faces"] == 0
 
 
 def test_without_a_truth_only_what_is_seen_is_said():
-    figures = evaluate_object(true_views(MUG), true_mesh(MUG), None, scripted(RIGHT))
+    figures = evaluate_object(true_views(MUG), coarse(MUG), None, scripted(RIGHT))
     assert {"category", "colour", "sides", "two_fronts", "faces"} == set(figures)
 
 
@@ -314,6 +319,7 @@ def test_the_benchmark_makes_objects_and_goes_on_where_it_stopped(
 ):
     monkeypatch.setenv("THREESTUDIO_EEG_HOST", "builtin")
     monkeypatch.setattr(phantom_objects, "run_jobs", run_here)
+    monkeypatch.setattr("threestudio_eeg.evaluation.objects.true_mesh", coarse)
     conditions = ("--conditions", "eeg", "shuffled")
     call(recording, world, tmp_path, *conditions, "--time-budget", "1")
     assert "1 objects not started" in capsys.readouterr().out

@@ -99,7 +99,8 @@ def camera_rays(cameras: Cameras, size: int, fovy: float = FOVY) -> tuple[Tensor
 def render(solids: Solids, cameras: Cameras, size: int, *, supersample: int = 2) -> Tensor:
     """Pictures (B, 4, size, size) of B solids from B cameras: colour and coverage in [0, 1].
 
-    Colour is straight, not multiplied by coverage. Sphere tracing inside the bounding sphere, ``supersample``² rays a pixel.
+    Colour is straight, not multiplied by coverage. Sphere tracing inside the bounding sphere,
+    ``supersample``² rays a pixel.
     """
     fine = size * supersample
     origins, directions = camera_rays(cameras, fine)
@@ -136,7 +137,8 @@ def trace_reference(
 ) -> tuple[Tensor, Tensor]:
     """:func:`trace` in torch, from ``near`` to ``far`` (B, N).
 
-    Settled rays are left out as it goes. A ray stops within 0.001 of the surface; it hit when it ends within 0.003 before ``far``.
+    Settled rays are left out as it goes. A ray stops within 0.001 of the surface; it hit when it
+    ends within 0.003 before ``far``.
     """
     depth, hit = near.clone(), torch.zeros_like(near, dtype=torch.bool)
     alive = near < far
