@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--subject", type=int, default=1)
     parser.add_argument("--workers", type=int, default=12)
+    parser.add_argument("--gpus", type=int, default=1, help="spread the workers over as many")
     parser.add_argument("--steps", type=int, help="default: the config's")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--time-budget", type=float, help="seconds; then no new object is started")
@@ -162,10 +163,15 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         workers=options.workers,
         on_result=keep,
         time_budget=options.time_budget,
+        environments=_one_gpu_each(options.gpus),
     )
     if left:
         print(f"{len(left)} objects not started: out of time", flush=True)
     return report(out, jobs, settings, time.monotonic() - started)
+
+
+def _one_gpu_each(n: int) -> list[dict[str, str]]:
+    return [{"CUDA_VISIBLE_DEVICES": str(i)} for i in range(n)] if n > 1 else [{}]
 
 
 def plan(options: argparse.Namespace) -> list[Job]:

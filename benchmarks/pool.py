@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -28,6 +30,7 @@ def run_jobs(
     workers: int,
     on_result: Callable[[Any, Any], None],
     time_budget: float | None = None,
+    environments: Sequence[Mapping[str, str]] = ({},),
 ) -> list[Any]:
     """Spread jobs over processes; a worker that dies loses its job and is replaced.
 
@@ -45,6 +48,8 @@ def run_jobs(
         Called with a job and its result as they come; the result is None when the worker died.
     time_budget
         Seconds after which no further job is started.
+    environments
+        Environment variables given to the workers in turn, such as the GPU that each may see.
 
     Returns
     -------
@@ -54,6 +59,7 @@ def run_jobs(
     deadline = float("inf") if time_budget is None else time.monotonic() + time_budget
     waiting = list(jobs)
     team: list[_Worker] = []
+    surroundings = itertools.cycle(environments)
 
     def employ(worker: _Worker) -> None:
         """Hand a worker its next job, or send it home."""
@@ -75,7 +81,7 @@ def run_jobs(
 
     def hire() -> None:
         if waiting and time.monotonic() < deadline:
-            team.append(_start(work, settings))
+            team.append(_start(work, settings, next(surroundings)))
             employ(team[-1])
 
     def replace(worker: _Worker) -> None:
@@ -105,10 +111,16 @@ def run_jobs(
     return waiting
 
 
-def _start(work: Work, settings: Any) -> _Worker:
+def _start(work: Work, settings: Any, environment: Mapping[str, str]) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, settings), daemon=True)
-    process.start()
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        process.start()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     theirs.close()
     return _Worker(process, ours)

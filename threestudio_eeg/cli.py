@@ -312,6 +312,40 @@ def phantom_train_prior(
         typer.echo(f"pipeline: {folder}")
 
 
+@phantom.command(
+    "judge-prior",
+    epilog="Example: threestudio-eeg phantom judge-prior --number 500 --device cuda",
+)
+def phantom_judge_prior(
+    number: Annotated[int, typer.Option(help="Pictures to sample a protocol.")] = 500,
+    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 3.0,
+    pipeline: Annotated[str, PIPELINE] = "phantom",
+    seed: Annotated[int, SEED] = 0,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Sample pictures by caption, by stimulus picture and for pairs held out; let the judge name them."""
+    with one_line_errors():
+        from eeg_encoder.training import resolve_device
+
+        from .evaluation.objects import load_judge
+        from .phantom.sampling import PROTOCOLS, judge_samples
+        from .pipeline import load_pipeline
+
+        where = resolve_device(device)
+        networks, judge = load_pipeline(pipeline, device=where), load_judge(device=where)
+        for protocol in PROTOCOLS:
+            right = judge_samples(
+                networks,
+                judge,
+                protocol=protocol,
+                n=number,
+                guidance_scale=guidance_scale,
+                seed=seed,
+            )
+            shares = ", ".join(f"{name} {share:.3f}" for name, share in right.items())
+            typer.echo(f"{protocol}: {shares} of {number}")
+
+
 def _embedded_host() -> None:
     """These commands drive the embedded host unless the environment says otherwise."""
     os.environ.setdefault("THREESTUDIO_EEG_HOST", "builtin")

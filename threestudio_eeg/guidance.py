@@ -99,11 +99,12 @@ class ScoreDistillation(BaseModule):
         ``shared_t``: one timestep for all views of a batch. ``sample_posterior``: sample the VAE's
         posterior (else its mean). ``bfloat16_weights``: networks in bfloat16 on any device, where
         ``half_precision_weights`` means float16 on CUDA and nothing on the CPU. ``sample_steps``:
-        DDIM steps of ``sample``. Percentages and ``grad_clip`` may be schedules.
+        DDIM steps of ``sample``. Percentages, ``guidance_scale`` and ``grad_clip`` may be
+        schedules.
         """
 
         pretrained_model_name_or_path: str = "phantom"
-        guidance_scale: float = 7.5
+        guidance_scale: Any = 7.5
         grad_clip: Any = None
         half_precision_weights: bool = True
         bfloat16_weights: bool = False
@@ -221,7 +222,7 @@ class ScoreDistillation(BaseModule):
         ``u + s (c - u)``, c and u from one batch; only c is computed when s is 1. ``context`` is
         (2B, L, D), the conditional half first.
         """
-        scale = float(self.cfg.guidance_scale)
+        scale = self.guidance_scale
         if scale == 1.0:
             return self._unet(noisy, t, context[: len(noisy)])
         both = self._unet(torch.cat([noisy, noisy]), torch.cat([t, t]), context)
@@ -272,9 +273,10 @@ class ScoreDistillation(BaseModule):
         )
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
-        """Evaluate the schedules of timesteps and clipping. Idempotent."""
+        """Evaluate the schedules of timesteps, guidance scale and clipping. Idempotent."""
         cfg = self.cfg
         self._global_step = global_step
+        self.guidance_scale = float(C(cfg.guidance_scale, epoch, global_step))
         self.grad_clip = None if cfg.grad_clip is None else C(cfg.grad_clip, epoch, global_step)
         low = C(cfg.min_step_percent, epoch, global_step)
         high = C(cfg.max_step_percent, epoch, global_step)
@@ -392,7 +394,7 @@ class SDSGuidance(ScoreDistillation):
 
     @dataclass
     class Config(ScoreDistillation.Config):
-        guidance_scale: float = 10.0
+        guidance_scale: Any = 10.0
 
     kind = "sds"
 

@@ -10,8 +10,19 @@ from torch import Tensor
 
 from ..pipeline import Pipeline
 from .categories import CATEGORIES, COLOURS
-from .objects import caption
-from .pictures import Cameras, random_cameras, side_index, view_word
+from .objects import Instance, caption, held_out_instances, make_instances, solids_of
+from .pictures import (
+    Cameras,
+    over,
+    random_cameras,
+    render,
+    side_index,
+    stimulus_cameras,
+    view_word,
+)
+
+PROTOCOLS = ("caption", "picture", "held-out pair")
+CHUNK = 125
 
 
 @torch.no_grad()
@@ -65,45 +76,72 @@ def judge_samples(
     pipeline: Pipeline,
     judge: Any,
     *,
+    protocol: str = "caption",
     n: int = 500,
     guidance_scale: float = 3.0,
     steps: int = 50,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Sample ``n`` captioned pictures from random cameras; shares that the judge names right.
+    """Sample ``n`` pictures from random cameras; shares whose category, colour and side the judge
+    names right.
 
-    Captions go round the categories and colours and carry the view's word.
+    Parameters
+    ----------
+    protocol
+        ``"caption"``: captions of test objects with the view's word. ``"picture"``: the embedding
+        of a test object's stimulus picture. ``"held-out pair"``: captions whose category never had
+        that colour in training.
     """
-    generator = torch.Generator().manual_seed(seed)
-    cameras = random_cameras(n, generator)
-    pairs = [(i % len(CATEGORIES), (i // len(CATEGORIES)) % len(COLOURS)) for i in range(n)]
-    pictures = torch.cat(
-        [
+    shown = held_out_instances(seed) if protocol == "held-out pair" else _test_instances(seed)
+    instances = [shown[i % len(shown)] for i in range(n)]
+    cameras = random_cameras(n, torch.Generator().manual_seed(seed))
+    tokens_of = _picture_tokens if protocol == "picture" else _caption_tokens
+    pictures = []
+    for start in range(0, n, CHUNK):
+        part, seen = instances[start : start + CHUNK], cameras.select(slice(start, start + CHUNK))
+        pictures.append(
             sample(
                 pipeline,
-                pipeline.encode_text(
-                    _captions(pairs[i : i + 125], cameras.select(slice(i, i + 125)))
-                ),
-                cameras.select(slice(i, i + 125)),
+                tokens_of(pipeline, part, seen, seed + start),
+                seen,
                 guidance_scale=guidance_scale,
                 steps=steps,
-                seed=seed + i,
+                seed=seed + start,
             )
-            for i in range(0, n, 125)
-        ]
-    )
-    answers = {name: p.argmax(-1).cpu() for name, p in judge.probabilities(pictures).items()}
+        )
+    answers = judge.probabilities(torch.cat(pictures))
     truth = {
-        "category": torch.tensor([pair[0] for pair in pairs]),
-        "colour": torch.tensor([pair[1] for pair in pairs]),
+        "category": torch.tensor([CATEGORIES.index(i.category) for i in instances]),
+        "colour": torch.tensor([list(COLOURS).index(i.colour) for i in instances]),
         "side": side_index(cameras.azimuth),
     }
-    return {name: float((answers[name] == truth[name]).float().mean()) for name in truth}
+    return {
+        name: float((answers[name].argmax(-1).cpu() == truth[name]).float().mean())
+        for name in truth
+    }
 
 
-def _captions(pairs: Sequence[tuple[int, int]], cameras: Cameras) -> list[str]:
-    colours = list(COLOURS)
-    return [
-        caption(CATEGORIES[category], colours[colour], view_word(float(e), float(a)))
-        for (category, colour), e, a in zip(pairs, cameras.elevation, cameras.azimuth, strict=True)
+def _test_instances(seed: int) -> list[Instance]:
+    return make_instances("test", 25, seed)
+
+
+def _caption_tokens(
+    pipeline: Pipeline, instances: Sequence[Instance], cameras: Cameras, seed: int
+) -> Tensor:
+    places = zip(cameras.elevation.tolist(), cameras.azimuth.tolist(), strict=True)
+    captions = [
+        caption(instance.category, instance.colour, view_word(elevation, azimuth))
+        for instance, (elevation, azimuth) in zip(instances, places, strict=True)
     ]
+    return pipeline.encode_text(captions)
+
+
+@torch.no_grad()
+def _picture_tokens(
+    pipeline: Pipeline, instances: Sequence[Instance], cameras: Cameras, seed: int
+) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    seen = stimulus_cameras(len(instances), generator).to(pipeline.device)
+    rgba = render(solids_of(instances).to(pipeline.device), seen, pipeline.image_size)
+    gray = torch.full((len(instances), 3), 0.85, device=pipeline.device)
+    return pipeline.image_projection(pipeline.encode_pictures(over(rgba, gray)))
