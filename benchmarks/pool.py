@@ -59,6 +59,7 @@ def run_jobs(
     deadline = float("inf") if time_budget is None else time.monotonic() + time_budget
     waiting = list(jobs)
     team: list[_Worker] = []
+    leaving: list[Any] = []
     surroundings = itertools.cycle(environments)
 
     def employ(worker: _Worker) -> None:
@@ -75,9 +76,10 @@ def run_jobs(
             dismiss(worker)
 
     def dismiss(worker: _Worker) -> None:
+        """Let a worker go; leaving takes it seconds, in which others are heard."""
         team.remove(worker)
         worker.connection.close()
-        worker.process.join()
+        leaving.append(worker.process)
 
     def hire() -> None:
         if waiting and time.monotonic() < deadline:
@@ -104,10 +106,12 @@ def run_jobs(
                 else:
                     on_result(worker.job, result)
                     employ(worker)
+        for process in leaving:
+            process.join()
     finally:
-        for worker in team:
-            worker.process.terminate()
-            worker.process.join()
+        for process in [*leaving, *(worker.process for worker in team)]:
+            process.terminate()
+            process.join()
     return waiting
 
 

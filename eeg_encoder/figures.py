@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,10 @@ def recording_figures(
 ) -> dict[str, Any]:
     """Evaluate an encoder folder; see :func:`eeg_encoder.evaluation.evaluate`.
 
-    Figures are given for ``averaged`` trials and for ``single`` ones. A ``simulation.json`` beside
-    the recording is copied into the protocol, which marks the figures as simulated.
+    Figures are given for ``averaged`` trials and for ``single`` ones; ``recalled`` are those of the
+    embeddings after the encoder's memory, which condition the diffusion model. A
+    ``simulation.json`` beside the recording is copied into the protocol, which marks the figures as
+    simulated.
 
     Raises
     ------
@@ -65,16 +68,20 @@ def recording_figures(
     record = _simulation(Path(recording))
     result: dict[str, Any] = {}
     for name, chosen in (("averaged", test.average()), ("single", test)):
-        result[name] = evaluate(
-            pretrained.embed(chosen, device=device),
-            chosen.stimuli,
-            chosen.labels,
-            gallery,
-            train_embeddings,
-            train.labels[first],
+        score = partial(
+            evaluate,
+            stimuli=chosen.stimuli,
+            labels=chosen.labels,
+            gallery=gallery,
+            train_embeddings=train_embeddings,
+            train_labels=train.labels[first],
             n_categories=len(trials.label_names),
             seed=seed,
         )
+        found = pretrained.embed(chosen, device=device)
+        result[name] = score(found)
+        if pretrained.memory is not None:
+            result[name]["recalled"] = score(pretrained.recall(found))
     result["protocol"] = {
         **protocol,
         "recording": Path(recording).name,

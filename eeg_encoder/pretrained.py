@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from . import models
 from .errors import InputError
 from .files import whole_file, writable_folder, write_json
+from .models.memory import PictureMemory
 from .models.token_head import TokenHead
 from .preprocessing import Preprocessing
 from .recordings.trials import TrialSet
@@ -45,6 +46,8 @@ class Pretrained:
         ``validation``, ``training``.
     weights_hash
         SHA-256 of the weights' file, empty until saved or loaded.
+    memory
+        Training pictures that decoded embeddings are brought back to; None leaves them as they are.
     """
 
     encoder: nn.Module
@@ -52,6 +55,7 @@ class Pretrained:
     preprocessing: Preprocessing
     config: dict[str, Any] = field(default_factory=dict)
     weights_hash: str = ""
+    memory: PictureMemory | None = None
 
     @torch.no_grad()
     def embed(
@@ -72,6 +76,11 @@ class Pretrained:
             for s, n in zip(signals.split(batch), subjects.split(batch), strict=True)
         ]
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def recall(self, embeddings: Tensor) -> Tensor:
+        """Unit embeddings (N, P) after the memory, for conditioning; as given without one."""
+        return embeddings if self.memory is None else self.memory.cpu()(embeddings.float().cpu())
 
     @torch.no_grad()
     def to_tokens(self, pooled: Tensor) -> Tensor:
@@ -104,7 +113,11 @@ def save_pretrained(folder: str | Path, pretrained: Pretrained, *, card: str = "
     from safetensors.torch import save
 
     folder = writable_folder(folder)
-    modules = {"encoder": pretrained.encoder, "tokens": pretrained.tokens}
+    modules = {
+        "encoder": pretrained.encoder,
+        "tokens": pretrained.tokens,
+        "memory": pretrained.memory,
+    }
     weights = {
         f"{name}.{key}": value.detach().cpu().half().contiguous()
         for name, module in modules.items()
@@ -116,7 +129,8 @@ def save_pretrained(folder: str | Path, pretrained: Pretrained, *, card: str = "
             raise InputError(folder / WEIGHTS, name, "NaN or infinity", "finite weights")
     with whole_file(folder / WEIGHTS) as temporary:
         temporary.write_bytes(save(weights))
-    write_json(folder / CONFIG, {"version": FORMAT_VERSION, **pretrained.config})
+    memory = None if pretrained.memory is None else pretrained.memory.sizes()
+    write_json(folder / CONFIG, {"version": FORMAT_VERSION, **pretrained.config, "memory": memory})
     pretrained.preprocessing.save(folder / PREPROCESSING)
     with whole_file(folder / CARD) as temporary:
         temporary.write_text(card, encoding="utf-8")
@@ -138,12 +152,15 @@ def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -
     config = _read_config(folder / CONFIG)
     encoder = models.build(config["model"]["name"], **config["model"]["settings"])
     tokens = TokenHead(**config["tokens"]) if config.get("tokens") else None
+    memory = PictureMemory(**config["memory"]) if config.get("memory") else None
     file = folder / WEIGHTS
     try:
         weights = {name: value.float() for name, value in load_file(str(file)).items()}
         _load_part(encoder, weights, "encoder.")
         if tokens is not None:
             _load_part(tokens, weights, "tokens.")
+        if memory is not None:
+            _load_part(memory, weights, "memory.")
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(file, "weights", reason, "the weights of config.json's model") from error
@@ -153,6 +170,7 @@ def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -
         preprocessing=Preprocessing.load(folder / PREPROCESSING),
         config={key: value for key, value in config.items() if key != "version"},
         weights_hash=file_hash(file),
+        memory=memory,
     )
 
 

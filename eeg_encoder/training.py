@@ -16,6 +16,7 @@ from .conditioning import pipeline_fingerprint
 from .errors import InputError
 from .files import writable_folder
 from .image_space import embed_pictures, empty_caption_tokens, image_projection_weights
+from .models.memory import PictureMemory
 from .models.token_head import TokenHead
 from .preprocessing import Preprocessing
 from .pretrained import Pretrained, save_pretrained
@@ -213,10 +214,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
             "protocol": protocol,
         },
     )
-    pretrained.config["validation"] = {
-        **chosen,
-        **_validation(pretrained, parts["val"], banks.get("val"), targets.get("val")),
-    }
+    pretrained.config["validation"] = dict(chosen)
+    if "val" in banks:
+        averaged = parts["val"].average()
+        seen = dict(zip(banks["val"].stimulus_ids, targets["val"], strict=True))
+        target = torch.stack([seen[str(name)] for name in averaged.stimuli]).cpu()
+        pretrained.config["validation"] |= remember(pretrained, targets["train"], averaged, target)
     pretrained.config["training"] = {
         "seed": config.seed,
         "device": device,
@@ -249,17 +252,23 @@ def _token_sizes(tokens: TokenHead | None) -> dict[str, int] | None:
     }
 
 
-def _validation(
-    pretrained: Pretrained, trials: TrialSet, bank: TrialBank | None, targets: Tensor | None
-) -> dict[str, Any]:
-    if bank is None or targets is None:
-        return {}
-    averaged = trials.average()
-    row = {name: number for number, name in enumerate(bank.stimulus_ids)}
-    target = targets[[row[str(name)] for name in averaged.stimuli]]
-    found = pretrained.embed(averaged)
+def remember(
+    pretrained: Pretrained, pictures: Tensor, validation: TrialSet, target: Tensor
+) -> dict[str, float]:
+    """Give an encoder a memory of training pictures (M, P), its temperature chosen on validation.
+
+    ``target`` (N, P) are the picture embeddings of the averaged trials ``validation``. Returns the
+    mean cosine to them before and after the memory, and the standard deviation before.
+    """
+    found = pretrained.embed(validation)
+    pretrained.memory = PictureMemory.fitted(pictures.cpu(), found, target)
     cosine = (found * target).sum(dim=1)
-    return {"cosine": round(float(cosine.mean()), 4), "cosine_sd": round(float(cosine.std()), 4)}
+    recalled = (pretrained.recall(found) * target).sum(dim=1)
+    return {
+        "cosine": round(float(cosine.mean()), 4),
+        "cosine_sd": round(float(cosine.std()), 4),
+        "cosine_recalled": round(float(recalled.mean()), 4),
+    }
 
 
 def _card(pretrained: Pretrained, config: TrainConfig) -> str:
@@ -276,6 +285,17 @@ def _card(pretrained: Pretrained, config: TrainConfig) -> str:
         f"- epochs: {training['pretrain_epochs']} masked contrast, "
         f"{training['align_epochs']} alignment ({validation['selected']} on validation only)",
         f"- validation: {validation}",
+        *_memory_line(pretrained),
         "",
     ]
     return "\n".join(lines)
+
+
+def _memory_line(pretrained: Pretrained) -> list[str]:
+    if pretrained.memory is None:
+        return []
+    sizes = pretrained.memory.sizes()
+    return [
+        f"- memory: {sizes['pictures']} training pictures, temperature {sizes['temperature']}, "
+        "chosen on validation"
+    ]

@@ -323,7 +323,7 @@ def phantom_judge_prior(
     seed: Annotated[int, SEED] = 0,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
-    """Sample pictures by caption, by stimulus picture and for pairs held out; let the judge name them."""
+    """Sample pictures by caption, stimulus picture and held-out pair; let the judge name them."""
     with one_line_errors():
         from eeg_encoder.training import resolve_device
 

@@ -272,7 +272,7 @@ def test_out_of_time_starts_nothing():
     assert results == []
 
 
-def run_here(jobs, work, settings, *, workers, on_result, time_budget=None):
+def run_here(jobs, work, settings, *, workers, on_result, time_budget=None, environments=({},)):
     """Stand in for the processes: one after the other, here."""
     eyes = phantom_objects.Eyes.open(settings)
     for job in jobs[:-1] if time_budget else jobs:
