@@ -102,11 +102,11 @@ def test_a_hollow_ball_counts_as_solid() -> None:
     assert (shape.voxelise(hollow, 48) == shape.voxelise(outer, 48)).all()
 
 
-def test_largest_component_drops_floaters() -> None:
+def test_main_components_drops_floaters() -> None:
     ball = trimesh.creation.icosphere(3, 0.4)
     crumb = trimesh.creation.icosphere(2, 0.05)
     crumb.apply_translation((2, 0, 0))
-    kept = shape.largest_component(trimesh.util.concatenate([crumb, ball]))
+    kept = shape.main_components(trimesh.util.concatenate([crumb, ball]))
     assert len(kept.faces) == len(ball.faces)
     assert kept.bounds[1, 0] < 1
 

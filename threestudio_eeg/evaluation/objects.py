@@ -15,7 +15,7 @@ from ..phantom.categories import ASYMMETRIC, CATEGORIES, COLOURS
 from ..phantom.objects import Instance
 from ..phantom.pictures import SIDES, mesh_of
 from .judge import Judge, shipped_judge
-from .shape import compare_meshes, largest_component, view_agreement
+from .shape import compare_meshes, main_components, view_agreement
 
 if TYPE_CHECKING:
     import trimesh
@@ -165,4 +165,4 @@ def _probabilities(judge: Judge, views: Mapping[str, Any]) -> dict[str, Tensor]:
 def _shape(mesh: trimesh.Trimesh | None, truth: trimesh.Trimesh, seed: int) -> dict[str, Any]:
     if mesh is None or len(mesh.faces) == 0:
         return {name: None if name in ("chamfer", "yaw") else 0.0 for name in SHAPE}
-    return dict(compare_meshes(largest_component(mesh), truth, seed=seed))
+    return dict(compare_meshes(main_components(mesh), truth, seed=seed))

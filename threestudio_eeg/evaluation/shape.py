@@ -57,17 +57,20 @@ def load_mesh(path: str | Path) -> trimesh.Trimesh:
     return mesh
 
 
-def largest_component(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-    """Return the connected part of ``mesh`` with the most surface: the object without its fog.
+def main_components(mesh: trimesh.Trimesh, share: float = 0.05) -> trimesh.Trimesh:
+    """Return the connected parts of ``mesh`` with at least ``share`` of the largest one's surface:
+    the object without crumbs, but with a sail that does not touch its mast.
 
     Vertices at the same place are joined first, so that seams do not cut the object.
     """
+
     joined = mesh.copy()
     joined.merge_vertices()
     parts = joined.split(only_watertight=False)
     if len(parts) == 0:
         return joined
-    return max(parts, key=lambda part: part.area)
+    least = share * max(part.area for part in parts)
+    return trimesh.util.concatenate([part for part in parts if part.area >= least])
 
 
 def sample_surface(mesh: trimesh.Trimesh, n_points: int, *, seed: int) -> np.ndarray:
