@@ -40,20 +40,26 @@ def retrieval(found: Tensor, gallery: Tensor, target: Tensor) -> dict[str, float
     }
 
 
-def nearest_category(found: Tensor, centres: Tensor, labels: Tensor) -> float:
-    """Share of rows whose most similar category centre is their own.
+def nearest_category(
+    found: Tensor, references: Tensor, labels: Tensor, categories: Tensor | None = None
+) -> float:
+    """Share of rows whose most similar reference has their own category.
 
     Parameters
     ----------
     found
         (N, P)
-    centres
-        (K, P) mean embedding of each category's *training* pictures.
+    references
+        (K, P) embeddings made of *training* pictures: class means, or the pictures themselves.
     labels
         (N,) int64.
+    categories
+        (K,) int64 category of each reference; default 0, 1, … for class means.
     """
-    similarity = F.normalize(found, dim=1) @ F.normalize(centres, dim=1).T
-    return float((similarity.argmax(dim=1) == labels).float().mean())
+    similarity = F.normalize(found, dim=1) @ F.normalize(references, dim=1).T
+    nearest = similarity.argmax(dim=1)
+    answers = nearest if categories is None else categories[nearest]
+    return float((answers == labels).float().mean())
 
 
 def category_centres(embeddings: Tensor, labels: Tensor, n: int) -> Tensor:
@@ -97,7 +103,8 @@ def evaluate(
     -------
     dict
         ``eeg`` and ``shuffled`` (EEG of one trial scored as another's: the control), each with
-        ``retrieval``, ``category_top1`` and ``cosine``; ``trials``, ``protocol``, ``tier``.
+        ``retrieval``, ``category_top1`` (nearest class mean), ``category_nearest_picture`` (nearest
+        training picture) and ``cosine``; ``trials``, ``protocol``, ``tier``.
     """
     mean = train_embeddings.mean(dim=0)
     ids = sorted(gallery)
@@ -112,6 +119,9 @@ def evaluate(
         return {
             "retrieval": retrieval(embeddings, pictures, target),
             "category_top1": nearest_category(embeddings, centres, truth),
+            "category_nearest_picture": nearest_category(
+                embeddings, train_embeddings - mean, truth, train_truth
+            ),
             "cosine": float(F.cosine_similarity(embeddings, pictures[target]).mean()),
         }
 

@@ -48,13 +48,35 @@ def embed_pictures(
     paths = [picture_path(pictures, stimulus) for stimulus in stimuli]
     tower = _load(CLIPVisionModelWithProjection, Path(pipeline), "image_encoder").to(device)
     size = tower.config.image_size
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     embeddings = []
     for start in range(0, len(paths), batch):
-        rgb = np.stack([_picture(path, size) for path in paths[start : start + batch]])
-        pixels = (torch.from_numpy(rgb).to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std
-        embeddings.append(F.normalize(tower(pixel_values=pixels).image_embeds, dim=-1).cpu())
+        pixels = np.stack([_picture(path, size) for path in paths[start : start + batch]])
+        rgb = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
+        embeddings.append(picture_embeddings(tower, rgb).cpu())
     return torch.cat(embeddings)
+
+
+def picture_embeddings(image_encoder: Any, rgb: Tensor) -> Tensor:
+    """Unit embeddings (B, P) by a CLIP image tower of pictures (B, 3, H, W) in [0, 1]."""
+    size = image_encoder.config.image_size
+    weight = image_encoder.visual_projection.weight
+    if rgb.shape[-2:] != (size, size):
+        rgb = F.interpolate(rgb, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    mean, std = (torch.tensor(v, device=rgb.device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    pixels = ((rgb - mean) / std).to(weight)
+    return F.normalize(image_encoder(pixel_values=pixels).image_embeds, dim=-1)
+
+
+def text_tokens(tokenizer: Any, text_encoder: Any, texts: Sequence[str]) -> Tensor:
+    """Last hidden states (B, L, D) of captions padded to the tokenizer's full length L."""
+    ids = tokenizer(
+        list(texts),
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids
+    return text_encoder(ids.to(text_encoder.device)).last_hidden_state
 
 
 @torch.no_grad()
@@ -70,14 +92,7 @@ def empty_caption_tokens(pipeline: str | Path) -> Tensor:
 
     tokenizer = _load(CLIPTokenizer, Path(pipeline), "tokenizer")
     encoder = _load(CLIPTextModel, Path(pipeline), "text_encoder")
-    ids = tokenizer(
-        [""],
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    ).input_ids
-    return encoder(ids).last_hidden_state[0].float()
+    return text_tokens(tokenizer, encoder, [""])[0].float()
 
 
 def image_projection_weights(pipeline: str | Path) -> dict[str, Tensor]:

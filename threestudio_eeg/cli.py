@@ -299,12 +299,16 @@ def phantom_train_prior(
         from eeg_encoder.files import writable_folder
         from eeg_encoder.training import resolve_device
 
+        from .builtin.base import parse_structured
         from .builtin.config import compose
         from .experiments import experiment_config
-        from .phantom.prior import train_prior
+        from .phantom.prior import PriorConfig, StageConfig, train_prior
         from .phantom.recording import BASIS, write_stimulus_code
 
-        settings = compose(experiment_config(config), cli_args=overrides or [])
+        given = compose(experiment_config(config), cli_args=overrides or [])
+        settings = parse_structured(PriorConfig, given, str(config))
+        for stage in ("vae", "clip", "unet", "judge"):
+            parse_structured(StageConfig, settings[stage], f"{config}: {stage}")
         chosen = resolve_device(device)
         folder = train_prior(settings, writable_folder(out), device=chosen, log=typer.echo)
         if not (folder / BASIS).is_file():
@@ -317,7 +321,7 @@ def phantom_train_prior(
     epilog="Example: threestudio-eeg phantom judge-prior --number 500 --device cuda",
 )
 def phantom_judge_prior(
-    number: Annotated[int, typer.Option(help="Pictures to sample a protocol.")] = 500,
+    number: Annotated[int, typer.Option(min=1, help="Pictures to sample a protocol.")] = 500,
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 3.0,
     pipeline: Annotated[str, PIPELINE] = "phantom",
     seed: Annotated[int, SEED] = 0,

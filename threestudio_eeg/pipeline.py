@@ -18,6 +18,7 @@ from torch import Tensor
 
 from eeg_encoder.conditioning import pipeline_fingerprint
 from eeg_encoder.errors import InputError
+from eeg_encoder.image_space import picture_embeddings, text_tokens
 
 from .quiet import quiet_libraries
 from .view_encoder import ViewEncoder
@@ -33,8 +34,6 @@ PARTS = (
     "view_encoder",
 )
 Loader = Callable[[Path, torch.dtype], Any]
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def phantom_prior() -> Path:
@@ -91,31 +90,6 @@ class Pipeline:
     def encode_pictures(self, rgb: Tensor) -> Tensor:
         """Image embeddings (B, P) of unit length of pictures (B, 3, H, W) in [0, 1]."""
         return picture_embeddings(self.image_encoder, rgb)
-
-
-def text_tokens(tokenizer: Any, text_encoder: Any, texts: Sequence[str]) -> Tensor:
-    """Last hidden states (B, L, D) of captions padded to the tokenizer's full length L."""
-    ids = tokenizer(
-        list(texts),
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    ).input_ids
-    return text_encoder(ids.to(text_encoder.device)).last_hidden_state
-
-
-def picture_embeddings(image_encoder: Any, rgb: Tensor) -> Tensor:
-    """Unit embeddings (B, P) by a CLIP image tower of pictures (B, 3, H, W) in [0, 1]."""
-    size = image_encoder.config.image_size
-    weight = image_encoder.visual_projection.weight
-    if rgb.shape[-2:] != (size, size):
-        rgb = torch.nn.functional.interpolate(
-            rgb, (size, size), mode="bilinear", antialias=True, align_corners=False
-        )
-    mean, std = (torch.tensor(v, device=rgb.device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    pixels = ((rgb - mean) / std).to(weight)
-    return torch.nn.functional.normalize(image_encoder(pixel_values=pixels).image_embeds, dim=-1)
 
 
 def _loaders() -> dict[str, Loader]:

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from eeg_encoder.cli import app
 from eeg_encoder.conditioning import load_conditioning, pipeline_fingerprint
 from eeg_encoder.errors import InputError
+from eeg_encoder.figures import recording_figures
 from eeg_encoder.image_space import empty_caption_tokens
-from eeg_encoder.pretrained import file_hash, from_pretrained
+from eeg_encoder.pretrained import file_hash, from_pretrained, save_pretrained
 from eeg_encoder.recordings.perceivelab import load_splits, write_perceivelab, write_splits
 from eeg_encoder.training import load_train_config
 
@@ -107,10 +108,25 @@ def test_evaluate_reports_beside_a_control(encoder, world):
     assert result.exit_code == 0, result.output
     figures = json.loads(out.read_text())
     for part in ("averaged", "single"):
-        for source in ("eeg", "shuffled"):
-            assert 0 <= figures[part][source]["category_top1"] <= 1
+        for result in (figures[part], figures[part]["recalled"]):
+            assert result["trials"] == figures[part]["trials"]
+            for source in ("eeg", "shuffled"):
+                assert 0 <= result[source]["category_top1"] <= 1
+        assert figures[part]["recalled"]["eeg"]["cosine"] != figures[part]["eeg"]["cosine"]
     assert figures["protocol"]["simulated"]
     assert figures["protocol"]["snr_db"] == 0.0
+
+
+def test_without_a_memory_nothing_is_recalled(encoder, world, tmp_path):
+    pretrained = from_pretrained(encoder)
+    pretrained.memory = None
+    save_pretrained(tmp_path / "plain", pretrained)
+    figures = recording_figures(
+        world.recording, tmp_path / "plain", world.pictures, world.pipeline, world.splits,
+        device="cpu",
+    )  # fmt: skip
+    assert "recalled" not in figures["averaged"]
+    assert "recalled" not in figures["single"]
 
 
 def test_inspect(world):

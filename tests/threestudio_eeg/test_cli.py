@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -55,6 +56,7 @@ COMMANDS = (
     ["launch"],
     ["evaluate"],
     *(["phantom", c] for c in ("recording", "objects", "pictures", "basis", "train-prior")),
+    ["phantom", "judge-prior"],
 )
 
 
@@ -234,6 +236,9 @@ def test_the_defaults_of_recordings_are_the_simulators():
         (["objects", "--split", "all"], "train, val, test"),
         (["pictures", "--category", "gnu"], "gnu"),
         (["train-prior", "--config", "nothing.yaml"], "phantom/prior.yaml"),
+        (["train-prior", "vea.steps=1"], "phantom/prior.yaml: vea: found an unknown key"),
+        (["train-prior", "unet.step=1"], "unet: step: found an unknown key"),
+        (["train-prior", "unet.steps=many"], "unet: steps"),
     ],
 )
 def test_bad_phantom_commands_are_one_line(world, tmp_path, arguments, word):
@@ -270,6 +275,28 @@ def test_train_prior_hands_over_its_config_and_keeps_the_basis(tmp_path, monkeyp
     assert result.exit_code == 0, result.output
     assert asked == {"steps": 7, "seed": 0, "device": "cpu"}
     assert (tmp_path / "pipeline" / "eeg_basis.safetensors").exists()
+
+
+def test_judge_prior_scores_every_protocol(world):
+    from threestudio_eeg.phantom.sampling import PROTOCOLS
+
+    ask = ("phantom", "judge-prior", "--pipeline", world.pipeline, "--device", "cpu", "--number")
+    result = run(*ask, 2)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.strip().splitlines()
+    share = r"(0\.000|0\.500|1\.000)"
+    for protocol, line in zip(PROTOCOLS, lines, strict=True):
+        wanted = rf"{protocol}: category {share}, colour {share}, side {share} of 2"
+        assert re.fullmatch(wanted, line), line
+    assert run(*ask, 2).stdout == result.stdout
+    assert run(*ask, 0).exit_code == 2
+
+
+def test_a_type_changed_on_the_command_line_leaves_the_tag_alone(tmp_path):
+    changed = "system.prompt_processor_type=nothing-of-the-kind"
+    ask = ("launch", "--config", "phantom/eeg.yaml", "--train", "--device", "cpu", changed)
+    fails(run(*ask, "tag=x", f"exp_root_dir={tmp_path}"), "nothing-of-the-kind")
+    fails(run(*ask, f"exp_root_dir={tmp_path}"), "tag")
 
 
 def test_the_text_baseline_differs_in_the_prompt_alone():

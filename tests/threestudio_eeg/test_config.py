@@ -103,6 +103,23 @@ def test_changing_a_type_starts_its_section_afresh(base):
     assert raw.system.geometry.radius == 2.0
 
 
+def test_a_type_may_change_beside_interpolations_that_no_longer_resolve(base, tmp_path):
+    words = ["system.prompt_processor_type=other", "tag=x"]
+    layer = tmp_path / "layer.yaml"
+    layer.write_text("system: {prompt_processor_type: eeg}\n")
+    config = load_config(base, layer, cli_args=words)
+    assert config.tag == "x"
+    assert "prompt_processor" not in config.system
+    with pytest.raises(InputError, match="tag: found .*prompt"):
+        load_config(base, layer, cli_args=words[:1])
+    layer.write_text("system: {geometry_type: '${nowhere}', geometry: '${nowhere}'}\n")
+    raw = compose(base, layer, cli_args=["system.geometry_type=grid", "system.geometry.size=1"])
+    assert raw.system.geometry == {"size": 1}
+    layer.write_text("data_type: '${nowhere}'\n")
+    with pytest.raises(InputError, match="nowhere"):
+        load_config(base, layer)
+
+
 @pytest.mark.parametrize("word", ["seed", "=3", "--seed=3", "a..b=1", "system.geometry"])
 def test_an_override_is_key_value(word):
     with pytest.raises(InputError, match="command line: override"):

@@ -273,6 +273,27 @@ def test_schedules_follow_the_step_and_updating_twice_changes_nothing(folder: Pa
         assert (g.min_step, g.max_step, g.grad_clip) == (20, 500, 1.0)
 
 
+@pytest.mark.parametrize("kind", [VSDGuidance, SDSGuidance])
+def test_the_guidance_scale_may_be_a_schedule(
+    folder: Path, prompts: list[Any], kind: type, monkeypatch: Any
+) -> None:
+    g = guidance(kind, folder, guidance_scale=[2, 8.0, 4.0, 6, 1.0, 10])
+    latents, t, noise = guidance_batch(g)
+    noisy = g.schedule.add_noise(latents, noise, t)
+    context = prompts[0].get_text_embeddings(*angles())
+    batches = []
+    forward = g._unet
+    monkeypatch.setattr(g, "_unet", lambda x, *rest: batches.append(len(x)) or forward(x, *rest))
+    for step, scale in ((0, 8.0), (4, 6.0), (8, 2.5), (10, 1.0), (99, 1.0)):
+        g.update_step(0, step)
+        assert g.guidance_scale == scale
+        with torch.no_grad():
+            guided = g.teacher(noisy, t, context)
+        wanted = by_hand(g, prompts[0], noisy, t, scale)
+        torch.testing.assert_close(guided, wanted, atol=1e-4, rtol=1e-4)
+    assert batches == [2 * B] * 3 + [B] * 2
+
+
 def test_sqrt_anneal_goes_from_max_to_min(folder: Path) -> None:
     g = guidance(SDSGuidance, folder, sqrt_anneal=True, trainer_max_steps=100)
     steps = []

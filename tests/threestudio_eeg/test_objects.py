@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from threestudio_eeg.phantom.objects import Instance, solids_of
 from threestudio_eeg.phantom.pictures import SIDES, Cameras, mesh_of, render
 
 from .phantom_world import SMALL_FIELD, make_world
-from .toy_work import square
+from .toy_work import leave_together, look_around, square
 
 MUG = Instance("mug", "red", (0.5, 0.5, 0.5, 0.5), "test", 0)
 BOTTLE = Instance("bottle", "blue", (0.5, 0.5, 0.5, 0.5), "test", 0)
@@ -270,6 +271,32 @@ def test_out_of_time_starts_nothing():
     )
     assert left == [1, 2]
     assert results == []
+
+
+def test_environments_go_round_the_workers():
+    name = "THREESTUDIO_EEG_TOY"
+    results = {}
+    left = pool.run_jobs(
+        [1, 2, 3],
+        look_around,
+        name,
+        workers=3,
+        on_result=lambda job, r: results.update({job: r}),
+        environments=[{name: "a"}, {name: "b"}],
+    )
+    assert left == []
+    assert results == {1: "a", 2: "b", 3: "a"}
+    assert name not in os.environ
+
+
+def test_workers_that_finish_together_leave_together(tmp_path):
+    results = []
+    settings = {"folder": str(tmp_path), "number": 3}
+    pool.run_jobs(
+        [1, 2, 3], leave_together, settings, workers=3, on_result=lambda *r: results.append(r)
+    )
+    assert sorted(results) == [(1, 1), (2, 2), (3, 3)]
+    assert sorted(file.name.split()[0] for file in tmp_path.iterdir()) == ["sent"] * 3
 
 
 def run_here(jobs, work, settings, *, workers, on_result, time_budget=None, environments=({},)):

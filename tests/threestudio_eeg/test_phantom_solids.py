@@ -18,9 +18,12 @@ from threestudio_eeg.phantom.categories import (
     N_PARAMETERS,
     build,
 )
+from threestudio_eeg.phantom.objects import make_instances, solids_of
 from threestudio_eeg.phantom.pictures import (
     FOVY,
+    MARCH_STEPS,
     Cameras,
+    _sphere_interval,
     camera_rays,
     mesh_of,
     over,
@@ -28,6 +31,8 @@ from threestudio_eeg.phantom.pictures import (
     render,
     side_index,
     stimulus_cameras,
+    trace,
+    trace_reference,
     view_word,
 )
 from threestudio_eeg.phantom.solids import (
@@ -334,6 +339,64 @@ def test_rays_are_those_of_the_random_camera_module():
     rays_o, rays_d = get_rays(get_ray_directions(8, 8, focal), c2w)
     torch.testing.assert_close(origins, rays_o[:, 0, 0], atol=1e-5, rtol=0)
     torch.testing.assert_close(directions, rays_d.flatten(1, 2), atol=1e-5, rtol=0)
+
+
+def sphere_and_tunnel() -> Solids:
+    """A ball of radius 0.5, and a block with a tunnel along x that the block's back closes."""
+    tunnel = Part(BOX, (0.2, 0.0, 0.0), (0.3, 0.1, 0.1, 0.0), WHITE, cut=True)
+    return stack(
+        [
+            [Part(ELLIPSOID, (0, 0, 0), (0.5, 0.5, 0.5), WHITE)],
+            [Part(BOX, (0, 0, 0), (0.3, 0.3, 0.3, 0.0), WHITE), tunnel],
+        ]
+    )
+
+
+def test_depths_are_those_of_a_ball_and_of_a_tunnel_s_end():
+    y = torch.tensor([0.0, 0.05, 0.2, 0.4, 0.55])
+    one = torch.ones_like(y)
+    towards_ray = torch.nn.functional.normalize(torch.stack([-2 * one, y, 0 * y], dim=-1), dim=-1)
+    directions = towards_ray.expand(2, -1, -1)
+    origins = torch.tensor([[2.0, 0.0, 0.0]] * 2)
+    depth, hit = trace(sphere_and_tunnel(), origins, directions)
+    slope = y / 2
+    b = 2 / (1 + slope.square()).sqrt()
+    root = b.square() - 4 + 0.25
+    assert hit[0].tolist() == (root > 0).tolist() == [True, True, True, True, False]
+    torch.testing.assert_close(depth[0, :4], (b - root.sqrt())[:4], atol=2e-3, rtol=0)
+    length = (1 + slope.square()).sqrt()
+    assert hit[1].tolist() == [True, True, True, False, False]
+    wanted = torch.tensor([2.1, 2.1, 1.7]) * length[:3]
+    torch.testing.assert_close(depth[1, :3], wanted, atol=2e-3, rtol=0)
+
+
+def test_tracing_stops_at_the_far_end():
+    solids = sphere_and_tunnel().select(slice(0, 1))
+    origins, directions = torch.tensor([[2.0, 0, 0]]), torch.tensor([[[-1.0, 0, 0]] * 3])
+    near, far = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[1.4, 1.6, 0.5]])
+    depth, hit = trace_reference(solids, origins, directions, near, far, MARCH_STEPS)
+    assert hit.tolist() == [[False, True, False]]
+    assert float(depth[0, 1]) == pytest.approx(1.5, abs=2e-3)
+    assert float(depth[0, 2]) == 1.0
+
+
+@pytest.mark.gpu
+def test_the_kernel_traces_as_the_reference():
+    """Rounding may let a ray in a thousand stop a step earlier, 0.001 away."""
+    from threestudio_eeg.phantom import solids_triton
+
+    instances = make_instances("train", 2, 0)
+    some = random_cameras(len(instances), torch.Generator().manual_seed(0)).to("cuda")
+    solids = solids_of(instances).to("cuda")
+    origins, directions = camera_rays(some, 64)
+    rays = (origins, directions, *_sphere_interval(origins, directions))
+    depth, hit = solids_triton.trace(solids, *rays, MARCH_STEPS)
+    wanted, wanted_hit = trace_reference(solids, *rays, MARCH_STEPS)
+    assert 0.1 < float(hit.float().mean()) < 0.9
+    assert float((hit != wanted_hit).float().mean()) < 1e-3
+    apart = (depth - wanted).abs()[hit & wanted_hit]
+    assert float((apart < 1e-4).float().mean()) > 0.999
+    assert float(apart.max()) < 2e-3
 
 
 def test_camera_ranges():

@@ -111,6 +111,30 @@ def test_main_components_drops_floaters() -> None:
     assert kept.bounds[1, 0] < 1
 
 
+def test_main_components_keeps_a_sail_that_floats() -> None:
+    hull = trimesh.creation.icosphere(3, 0.4)
+    places = {0.02: (2, 0, 0), 0.04: (0, 2, 0), 0.06: (0, 0, 2), 0.5: (-2, 0, 0)}
+    parts = []
+    for share, place in places.items():
+        part = trimesh.creation.icosphere(3, 0.4 * share**0.5)
+        part.apply_translation(place)
+        parts.append(part)
+    kept = shape.main_components(trimesh.util.concatenate([*parts, hull]))
+    assert len(kept.faces) == 3 * len(hull.faces)
+    assert kept.area == pytest.approx(1.56 * hull.area, rel=1e-6)
+    assert kept.bounds[1, 2] > 2
+    assert kept.bounds[0, 0] < -2
+    assert kept.bounds[1, 0] < 1
+    assert kept.bounds[1, 1] < 1
+
+
+def test_main_components_are_not_cut_by_seams() -> None:
+    box = trimesh.creation.box()
+    box.unmerge_vertices()
+    assert shape.main_components(box).area == pytest.approx(box.area)
+    assert len(box.vertices) == 36
+
+
 @pytest.mark.parametrize("suffix", ["obj", "ply", "glb"])
 def test_files_come_back_z_up_with_colours(tmp_path, suffix: str) -> None:
     mesh = asymmetric_object()

@@ -81,8 +81,9 @@ def load_config(*yamls: str | Path, cli_args: Sequence[str] = ()) -> Any:
     """
     merged = compose(*yamls, cli_args=cli_args)
     where = " + ".join(str(path) for path in yamls) or "config"
+    given = _unresolved(merged)
     for required in ("data_type", "system_type"):
-        if not merged.get(required):
+        if given.get(required) in (None, "", "???"):
             raise InputError(where, required, "nothing", "the name of a registered module")
     try:
         OmegaConf.resolve(merged)
@@ -149,14 +150,22 @@ def _overlay(lower: DictConfig, upper: DictConfig) -> DictConfig:
 
 
 def _forget_replaced_parts(lower: DictConfig, upper: DictConfig) -> None:
-    for name in [str(key) for key in upper]:
+    new, old = _unresolved(upper), _unresolved(lower)
+    for name in [str(key) for key in new]:
         if OmegaConf.is_missing(upper, name) or OmegaConf.is_interpolation(upper, name):
             continue
-        value, before = upper[name], lower.get(name)
-        if isinstance(value, DictConfig) and isinstance(before, DictConfig):
-            _forget_replaced_parts(before, value)
+        value, before = new[name], old.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            _forget_replaced_parts(lower[name], upper[name])
         elif name.endswith("_type") and before is not None and _main(value) != _main(before):
-            lower.pop(name.removesuffix("_type"), None)
+            part = name.removesuffix("_type")
+            if old.pop(part, None) is not None:
+                del lower[part]
+
+
+def _unresolved(config: DictConfig) -> dict[Any, Any]:
+    """Keys and values as written: an interpolation may point at what a later layer brings."""
+    return dict(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
 
 
 def _main(module_name: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,16 +36,6 @@ def restore_random_state(state: dict[str, Any]) -> None:
         states = [item.cpu() for item in state["cuda"]]
         if len(states) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(states)
-
-
-@contextmanager
-def unchanged_random_state() -> Iterator[None]:
-    """Let the block draw random numbers without a trace."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        restore_random_state(state)
 
 
 class StepLoader:

@@ -100,10 +100,6 @@ class SaverMixin:
             raise ValueError("set_save_dir was not called")
         return self._save_dir / filename
 
-    def save_image(self, filename: str, picture: Tensor, **kwargs: Any) -> Path:
-        """Write one picture (H, W, C)."""
-        return save_picture(self.get_save_path(filename), to_pixels(picture, **kwargs))
-
     def save_image_row(self, filename: str, pictures: Sequence[Any]) -> Path:
         """Write pictures side by side, see :func:`save_picture_row`."""
         return save_picture_row(self.get_save_path(filename), pictures)

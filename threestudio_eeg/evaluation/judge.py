@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..phantom.categories import CATEGORIES, COLOURS
-from ..phantom.pictures import SIDES
+from ..phantom.pictures import SIDES, side_index
+from ..phantom.training import fit
 
 HEADS = {"category": len(CATEGORIES), "colour": len(COLOURS), "side": len(SIDES)}
 
@@ -75,9 +76,6 @@ class Judge(nn.Module):
 
 def train_judge(bank, *, steps: int, batch: int, seed: int, log) -> Judge:
     """Train on the bank's random views under blur, noise, shift, scale and brightness changes."""
-    from ..phantom.pictures import side_index
-    from ..phantom.training import fit
-
     device = bank.rgba.device
     judge = Judge().to(device)
     generator = torch.Generator(device).manual_seed(seed)
@@ -85,11 +83,7 @@ def train_judge(bank, *, steps: int, batch: int, seed: int, log) -> Judge:
     def loss_of(step: int) -> Tensor:
         instance, view, rgb = bank.draw(batch, generator)
         logits = judge(_disturb(rgb, generator))
-        truth = {
-            "category": bank.category[instance],
-            "colour": bank.colour[instance],
-            "side": side_index(bank.azimuth[instance, view]),
-        }
+        truth = _truth(bank, instance, view)
         losses = [F.cross_entropy(logits[name].float(), truth[name]) for name in HEADS]
         return torch.stack(losses).sum()
 
@@ -100,17 +94,19 @@ def train_judge(bank, *, steps: int, batch: int, seed: int, log) -> Judge:
 @torch.no_grad()
 def judge_accuracy(judge: Judge, bank, *, seed: int, n: int = 4096) -> dict[str, float]:
     """Share of undisturbed pictures of ``bank`` named right, by head."""
-    from ..phantom.pictures import side_index
-
     generator = torch.Generator(bank.rgba.device).manual_seed(seed)
     instance, view, rgb = bank.draw(n, generator)
-    logits = judge(rgb)
-    truth = {
+    logits, truth = judge(rgb), _truth(bank, instance, view)
+    return {name: float((logits[name].argmax(-1) == truth[name]).float().mean()) for name in HEADS}
+
+
+def _truth(bank, instance: Tensor, view: Tensor) -> dict[str, Tensor]:
+    """Right answers (B,) by head."""
+    return {
         "category": bank.category[instance],
         "colour": bank.colour[instance],
         "side": side_index(bank.azimuth[instance, view]),
     }
-    return {name: float((logits[name].argmax(-1) == truth[name]).float().mean()) for name in HEADS}
 
 
 def write_card(folder: Path, figures: dict) -> None:

@@ -44,8 +44,8 @@ def evaluate_object(
     views
         What :func:`.views.render_views` gives, of a ring of 4, 8, 12, … cameras.
     mesh
-        The object's surface in world axes (z up, front +x), or None for an empty field. Its largest
-        component is compared.
+        The object's surface in world axes (z up, front +x), or None for an empty field. It is
+        compared without crumbs, see :func:`.shape.main_components`.
     truth
         The object seen; None leaves out every figure that needs it.
     judge

@@ -63,14 +63,14 @@ def main_components(mesh: trimesh.Trimesh, share: float = 0.05) -> trimesh.Trime
 
     Vertices at the same place are joined first, so that seams do not cut the object.
     """
-
     joined = mesh.copy()
     joined.merge_vertices()
     parts = joined.split(only_watertight=False)
     if len(parts) == 0:
         return joined
     least = share * max(part.area for part in parts)
-    return trimesh.util.concatenate([part for part in parts if part.area >= least])
+    kept: Any = trimesh.util.concatenate([part for part in parts if part.area >= least])
+    return kept
 
 
 def sample_surface(mesh: trimesh.Trimesh, n_points: int, *, seed: int) -> np.ndarray:

@@ -7,10 +7,12 @@ interrupted training goes on with the stage it was in.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import MISSING
 
 from . import networks, stages
 from .bank import PictureBank, all_captions, make_bank
@@ -19,13 +21,35 @@ from .objects import make_instances
 Log = Callable[[str], None]
 
 
+@dataclass
+class StageConfig:
+    """Steps and batch size of one training stage."""
+
+    steps: int = MISSING
+    batch: int = MISSING
+
+
+@dataclass
+class PriorConfig:
+    """Training instances a category, views of each, and the stages; as in ``prior.yaml``."""
+
+    seed: int = 0
+    instances: int = MISSING
+    views: int = MISSING
+    stimuli: int = MISSING
+    vae: StageConfig = field(default_factory=StageConfig)
+    clip: StageConfig = field(default_factory=StageConfig)
+    unet: StageConfig = field(default_factory=StageConfig)
+    judge: StageConfig = field(default_factory=StageConfig)
+
+
 def train_prior(config: Any, out: Path, *, device: str, log: Log = print) -> Path:
     """Train every stage that ``out`` lacks; return ``out / "pipeline"``.
 
     Parameters
     ----------
     config
-        As ``configs/phantom/prior.yaml``.
+        :class:`PriorConfig`, as ``configs/phantom/prior.yaml`` has it.
     out
         ``pipeline/`` (diffusers' layout, half precision) and ``judge/`` are made in it.
     device
@@ -77,7 +101,8 @@ def _vae(config: Any, bank: PictureBank, folder: Path, log: Log) -> Any:
     if not (folder / "config.json").exists():
         vae = stages.train_vae(bank, **config.vae, seed=config.seed + 3, log=log)
         save_half(vae, folder)
-    return AutoencoderKL.from_pretrained(folder).to(bank.rgba.device).eval().requires_grad_(False)
+    vae = AutoencoderKL.from_pretrained(folder, local_files_only=True)
+    return vae.to(bank.rgba.device).eval().requires_grad_(False)
 
 
 def _towers(config: Any, bank: PictureBank, tokenizer: Any, folder: Path, log: Log) -> Any:
@@ -89,10 +114,10 @@ def _towers(config: Any, bank: PictureBank, tokenizer: Any, folder: Path, log: L
         save_half(towers.image, folder / "image_encoder")
     device = bank.rgba.device
     text: Any = CLIPTextModelWithProjection.from_pretrained(
-        folder / "text_encoder", dtype=torch.float32
+        folder / "text_encoder", dtype=torch.float32, local_files_only=True
     )
     image: Any = CLIPVisionModelWithProjection.from_pretrained(
-        folder / "image_encoder", dtype=torch.float32
+        folder / "image_encoder", dtype=torch.float32, local_files_only=True
     )
     return stages.Towers(tokenizer, text.to(device).eval(), image.to(device).eval())
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eeg_encoder.errors import InputError
+
 from ..pipeline import Pipeline
 from .categories import CATEGORIES, COLOURS
 from .objects import Instance, caption, held_out_instances, make_instances, solids_of
@@ -91,6 +93,11 @@ def judge_samples(
         ``"caption"``: captions of test objects with the view's word. ``"picture"``: the embedding
         of a test object's stimulus picture. ``"held-out pair"``: captions whose category never had
         that colour in training.
+
+    Raises
+    ------
+    InputError
+        For ``"picture"`` and a pipeline without image encoder or image projection.
     """
     shown = held_out_instances(seed) if protocol == "held-out pair" else _test_instances(seed)
     instances = [shown[i % len(shown)] for i in range(n)]
@@ -140,6 +147,9 @@ def _caption_tokens(
 def _picture_tokens(
     pipeline: Pipeline, instances: Sequence[Instance], cameras: Cameras, seed: int
 ) -> Tensor:
+    for part in ("image_encoder", "image_projection"):
+        if getattr(pipeline, part) is None:
+            raise InputError(pipeline.path, part, "nothing", "a folder of that name")
     generator = torch.Generator().manual_seed(seed)
     seen = stimulus_cameras(len(instances), generator).to(pipeline.device)
     rgba = render(solids_of(instances).to(pipeline.device), seen, pipeline.image_size)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..pipeline import picture_embeddings, text_tokens
+from eeg_encoder.image_space import picture_embeddings, text_tokens
+
 from ..view_encoder import ViewEncoder
 from . import networks
 from .bank import PictureBank, all_captions
@@ -112,7 +113,9 @@ class LatentBank:
 
 
 @torch.no_grad()
-def encode_bank(bank: PictureBank, vae: Any, towers: Towers, *, seed: int, copies: int = 2):
+def encode_bank(
+    bank: PictureBank, vae: Any, towers: Towers, *, seed: int, copies: int = 2
+) -> LatentBank:
     """Pass the whole bank through the frozen VAE and towers once."""
     device = bank.rgba.device
     generator = torch.Generator(device).manual_seed(seed)
