@@ -18,7 +18,11 @@ from torch import Tensor
 
 from eeg_encoder.conditioning import pipeline_fingerprint
 from eeg_encoder.errors import InputError
-from eeg_encoder.image_space import picture_embeddings, text_tokens
+from eeg_encoder.image_space import (
+    image_projection_weights,
+    picture_embeddings,
+    text_tokens,
+)
 
 from .quiet import quiet_libraries
 from .view_encoder import ViewEncoder
@@ -127,11 +131,8 @@ def _loaders() -> dict[str, Loader]:
 
 def load_image_projection(folder: Path, kind: Any) -> Any:
     """diffusers' ``ImageProjection`` is a plain module: read its sizes and weights ourselves."""
-    from safetensors.torch import load_file
-
     module = kind(**json.loads((folder / "config.json").read_text()))
-    state = load_file(folder / "diffusion_pytorch_model.safetensors")
-    module.load_state_dict({name: value.float() for name, value in state.items()})
+    module.load_state_dict(image_projection_weights(folder.parent))
     return module
 
 

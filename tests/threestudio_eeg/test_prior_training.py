@@ -180,3 +180,15 @@ def small_latents() -> stages.LatentBank:
         draw(len(all_captions()), length, width),
         draw(length, width),
     )
+
+
+def test_a_stage_cut_short_while_saving_leaves_no_folder(tmp_path):
+    class Cut(nn.Linear):
+        def save_pretrained(self, folder, **_):
+            folder.mkdir()
+            (folder / "config.json").write_text("{}")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prior.save_half(Cut(1, 1), tmp_path / "pipeline" / "unet")
+    assert list((tmp_path / "pipeline").iterdir()) == []

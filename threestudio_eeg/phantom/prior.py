@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -134,8 +135,12 @@ def _denoiser(config, bank: PictureBank, vae, towers, folder: Path, log: Log) ->
 
 
 def save_half(module: Any, folder: Path) -> None:
-    """Save in half precision, in files of at most 14 MB."""
-    module.half().save_pretrained(folder, max_shard_size="14MB", safe_serialization=True)
+    """Save in half precision, in files of at most 14 MB; the folder appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        whole = Path(temporary) / folder.name
+        module.half().save_pretrained(whole, max_shard_size="14MB", safe_serialization=True)
+        whole.rename(folder)
 
 
 def write_index(folder: Path) -> None:
