@@ -121,33 +121,47 @@ def evaluate(
             write_json(out, result)
 
 
-@app.command(epilog="Example: eeg-encoder inspect eeg.pth --splits splits.pth")
+@app.command(
+    epilog="Example: eeg-encoder inspect eeg.pth --splits splits.pth --out overview. Another: "
+    "eeg-encoder inspect sub-01 --option channels=posterior --json"
+)
 def inspect(
-    recording: Annotated[Path, RECORDING],
-    splits: Annotated[Optional[Path], SPLITS] = None,  # noqa: UP045
+    recording: Annotated[Path, typer.Argument(help="A recording of any known format.")],
+    splits: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Split file, .pth or one written by a protocol (.json)."),
+    ] = None,
+    subject: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="The subject whose trials the split counts (single-subject splits)."),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder for overview.json and overview.png."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    format: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Format by name; default: recognised from the file."),
+    ] = None,
+    option: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--option", "-o", help="key=value for the format's loader, repeatable."),
+    ] = None,
 ) -> None:
-    """Say what a recording holds, and whether a split of it leaks."""
+    """Say what a recording holds, what is bad in it, and whether a split of it leaks."""
     with one_line_errors():
-        import numpy as np
+        from .inspection import inspect_recording
 
-        from .recordings.perceivelab import load_perceivelab, load_splits
-        from .recordings.splits import check_split, is_block_design
-
-        trials = load_perceivelab(recording)
-        repeats = np.bincount(trials.groups())
-        typer.echo(f"trials: {len(trials)} of {trials.total} in the file")
-        n, c, t = trials.signals.shape
-        typer.echo(f"signals: {n} x {c} channels x {t} samples at {trials.sfreq:g} Hz")
-        typer.echo(f"deviation: {float(trials.signals[:256].std()):.3g} (volts when ours)")
-        typer.echo(f"categories: {len(np.unique(trials.labels))} of {len(trials.label_names)}")
-        typer.echo(f"stimuli: {len(np.unique(trials.stimuli))}")
-        typer.echo(f"subjects: {np.unique(trials.subjects).tolist()}")
-        typer.echo(f"sessions: {np.unique(trials.sessions).tolist()}")
-        typer.echo(f"repetitions of a stimulus: {repeats.min()} to {repeats.max()}")
-        typer.echo(f"design: {'block' if is_block_design(trials) else 'rapid'}")
-        if splits is not None:
-            parts = load_splits(splits, trials.total)
-            typer.echo(f"split: {check_split(trials, parts, where=splits)}")
+        inspect_recording(
+            recording,
+            splits=splits,
+            subject=subject,
+            out=out,
+            as_json=json,
+            format=format,
+            options=option or [],
+        )
 
 
 def _trials(

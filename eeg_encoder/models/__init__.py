@@ -10,7 +10,16 @@ from ..errors import InputError
 
 T = TypeVar("T", bound=type)
 
-BUILT_IN = {"compact": "eeg_encoder.models.compact"}
+BUILT_IN = {
+    "atm": "eeg_encoder.models.atm",
+    "braindecode": "eeg_encoder.models.from_braindecode",
+    "compact": "eeg_encoder.models.compact",
+    "dual_self_attention": "eeg_encoder.models.dual_self_attention",
+    "eeg_project": "eeg_encoder.models.eeg_project",
+    "eegnet": "eeg_encoder.models.eegnet",
+    "masked_autoencoder": "eeg_encoder.models.masked_autoencoder",
+    "tsconv": "eeg_encoder.models.tsconv",
+}
 _registry: dict[str, type] = {}
 
 
@@ -29,26 +38,45 @@ def names() -> list[str]:
     return sorted({*BUILT_IN, *_registry})
 
 
-def build(name: str, **settings: Any) -> Any:
+def find(name: str) -> type:
+    """Class of an encoder.
+
+    Raises
+    ------
+    InputError
+        For an unknown name.
+    """
+    if name not in _registry:
+        if name not in BUILT_IN:
+            raise InputError("model", "name", name, f"one of {', '.join(names())}")
+        import_module(BUILT_IN[name])
+    return _registry[name]
+
+
+def build(name: str, preset: str | None = None, **settings: Any) -> Any:
     """Build an encoder.
 
     Parameters
     ----------
     name
         One of :func:`names`.
+    preset
+        Named settings of its class (``presets``), which ``settings`` override.
     settings
         Arguments of its class.
 
     Raises
     ------
     InputError
-        For an unknown name or setting.
+        For an unknown name, preset or setting.
     """
-    if name not in _registry:
-        if name not in BUILT_IN:
-            raise InputError("model", "name", name, f"one of {', '.join(names())}")
-        import_module(BUILT_IN[name])
+    cls = find(name)
+    if preset is not None:
+        presets = getattr(cls, "presets", {})
+        if preset not in presets:
+            raise InputError("model", f"{name} preset", preset, f"one of {sorted(presets)}")
+        settings = {**presets[preset], **settings}
     try:
-        return _registry[name](**settings)
+        return cls(**settings)
     except TypeError as error:
         raise InputError("model", name, error, "settings that this model has") from error

@@ -8,11 +8,12 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from . import register
+from .base import TokenEncoder
 from .layers import Block, SubjectMixing, random_mask, sincos_positions
 
 
 @register("compact")
-class CompactEncoder(nn.Module):
+class CompactEncoder(TokenEncoder):
     """Masked-contrastive EEG encoder with an alignment head, about 1.4 M parameters.
 
     Electrodes are mixed into ``filters`` virtual channels, with a correction for each subject; the
@@ -45,7 +46,6 @@ class CompactEncoder(nn.Module):
 
     positions: Tensor
     decoder_positions: Tensor
-    mean_embedding: Tensor
 
     def __init__(
         self,
@@ -66,13 +66,13 @@ class CompactEncoder(nn.Module):
         head_dropout: float = 0.5,
         head_norm: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(channels, samples, embedding)
         if samples % patch:
             raise InputError("model", "patch", patch, f"a divisor of {samples} samples")
         if width % (2 * heads) or decoder_width % (2 * heads):
             expected = f"multiples of 2 x heads = {2 * heads}"
             raise InputError("model", "width", f"{width}, {decoder_width}", expected)
-        self.channels, self.patch, self.n_tokens = channels, patch, samples // patch
+        self.patch, self.n_tokens, self.width = patch, samples // patch, width
         self.spatial = SubjectMixing(channels, filters, list(subjects or []))
         self.embed = nn.Conv1d(filters, width, patch, stride=patch)
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
@@ -104,13 +104,14 @@ class CompactEncoder(nn.Module):
             last,
         )
         self.head_out = nn.Linear(head_width, embedding)
-        self.register_buffer("mean_embedding", torch.zeros(embedding))
         for token in (self.cls, self.mask_token):
             nn.init.normal_(token, std=0.02)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def encode(self, signals: Tensor, subject: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def encode(
+        self, signals: Tensor, subject: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
         """Tokens before the last norm, class token first.
 
         Parameters
@@ -137,7 +138,11 @@ class CompactEncoder(nn.Module):
         return tokens
 
     def reconstruct(
-        self, signals: Tensor, subject: Tensor, ratio: float, generator=None
+        self,
+        signals: Tensor,
+        subject: Tensor | None,
+        ratio: float,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Hide a share of the time patches and draw the whole signal.
 
@@ -160,14 +165,17 @@ class CompactEncoder(nn.Module):
         drawn = patches.permute(0, 2, 1, 3).reshape(signals.shape)
         return drawn, hidden.repeat_interleave(self.patch, dim=1)
 
-    def forward(self, signals: Tensor, subject: Tensor) -> Tensor:
-        """Image-space regression (B, P) of signals (B, C, T); not normalised, so that its length
-        tells how sure the encoder is."""
+    def features(self, signals: Tensor, subject: Tensor | None) -> Tensor:
+        """All tokens, class token first, (B, (1 + n) width)."""
         tokens = self.encode(signals, subject)
         tokens = self.norm(tokens) if self.head_norm else tokens
-        features = self.head_drop(tokens.flatten(1))
+        return self.head_drop(tokens.flatten(1))
+
+    def head(self, features: Tensor) -> Tensor:  # type: ignore[override]
+        """Features to the distance from the mean embedding (B, P); its length tells how sure the
+        encoder is."""
         hidden = self.head_in(features)
-        return self.mean_embedding + self.head_out(hidden + self.head_mlp(hidden))
+        return self.head_out(hidden + self.head_mlp(hidden))
 
 
 def unit(embedding: Tensor) -> Tensor:

@@ -4,12 +4,24 @@ A recording is a ``torch.save``'d dictionary: ``dataset``, a list of entries wit
 tensor, channels x samples), ``image`` (index into ``images``), ``label`` (index into ``labels``)
 and ``subject``; ``labels``, WordNet ids; ``images``, picture names ``<wnid>_<number>``. Published
 by Spampinato et al., "Deep Learning Human Mind for Automated Visual Classification", CVPR 2017.
-Files written here also carry ``channels``, ``sfreq`` and, in each entry, ``session`` and ``block``.
+Files written here also carry ``channels``, ``sfreq``, ``tmin``, ``unit`` and, in each entry,
+``session``, ``block`` and ``run``.
+
+Three bands are published, ``eeg_5_95_std.pth``, ``eeg_14_70_std.pth`` and ``eeg_55_95_std.pth``,
+for the same trials, so a split fits all of them. Low frequencies carry the slow drift that names
+the block: of the three, 5-95 Hz keeps the most of it.
+
+Two split files are published, and each has a trap. ``block_splits_by_image_all.pth`` counts all
+trials of the file: on a recording that was filtered by subject its indices have to be looked up as
+positions (:meth:`.TrialSet.at` does). ``block_splits_by_image_single.pth`` counts the trials of
+one subject, 0 to 999 of 1,996: as positions in the file they would be trials of several people
+(``within`` of :func:`load_splits`). Both split the pictures of a category inside its one block.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +31,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import whole_file
+from .fields import check_bad
+from .lazy import LARGE, lazy_signals
 from .trials import TrialSet
 
 log = logging.getLogger(__name__)
@@ -26,6 +40,7 @@ log = logging.getLogger(__name__)
 CHANNELS = 128
 LENGTHS = (450, 600)
 WINDOW = (20, 460)
+BANDS = {"5_95": (5.0, 95.0), "14_70": (14.0, 70.0), "55_95": (55.0, 95.0)}
 PICTURE_SUFFIXES = (".JPEG", ".jpg", ".jpeg", ".png")
 
 
@@ -39,6 +54,8 @@ def load_perceivelab(
     window: tuple[int, int] = WINDOW,
     lengths: tuple[int, int] = LENGTHS,
     n_channels: int = CHANNELS,
+    lazy: bool | None = None,
+    bad: str = "refuse",
 ) -> TrialSet:
     """Read a recording.
 
@@ -65,11 +82,18 @@ def load_perceivelab(
         Shortest and longest trial kept, in samples.
     n_channels
         Channels each trial must have.
+    lazy
+        Read signals from disk when they are indexed, and check them then. Default: for more than
+        1 GiB.
+    bad
+        What to do with NaN, infinity and flat channels: ``refuse``, or ``keep`` to inspect them.
 
     Returns
     -------
     TrialSet
-        A file without blocks is taken for the published block design: one block a category.
+        A file without blocks is taken for the published block design: one block a category. Its
+        unit is ``V`` with a ``scale`` or in files written here, else ``standardised`` or
+        ``unknown``.
 
     Raises
     ------
@@ -78,6 +102,7 @@ def load_perceivelab(
         out of range, NaN, infinite or flat channels.
     """
     path = Path(path)
+    check_bad(path, bad)
     content = _read(path)
     entries = _required(path, content, "dataset", list)
     label_names = [str(name) for name in _required(path, content, "labels", list)]
@@ -100,12 +125,20 @@ def load_perceivelab(
     if len(rows) < len(entries):
         log.warning("%s: %d of %d trials kept", path, len(rows), len(entries))
 
-    signals = np.empty((len(rows), n_channels, last - first), dtype=np.float32)
-    for row, number in enumerate(rows):
-        signals[row] = entries[number]["eeg"][:, first:last].float().numpy()
-    _check_signals(path, signals, rows)
-    if scale != 1.0:
-        signals *= np.float32(scale)
+    def read(chosen: np.ndarray) -> np.ndarray:
+        part = np.empty((len(chosen), n_channels, last - first), dtype=np.float32)
+        numbers = [rows[i] for i in chosen]
+        for row, number in enumerate(numbers):
+            part[row] = entries[number]["eeg"][:, first:last].float().numpy()
+        if bad == "refuse":
+            _check_signals(path, part, numbers)
+        if scale != 1.0:
+            part *= np.float32(scale)
+        return part
+
+    signals = lazy_signals(read, len(rows), n_channels, last - first)
+    if not (lazy if lazy is not None else len(rows) * n_channels * (last - first) * 4 > LARGE):
+        signals = np.asarray(signals)
 
     def column(key: str, default: str | None = None) -> np.ndarray:
         values = [entries[n].get(key, entries[n][default] if default else 0) for n in rows]
@@ -127,10 +160,41 @@ def load_perceivelab(
         blocks=column("block", default="label"),
         positions=np.asarray(rows, dtype=np.int64),
         total=len(entries),
+        runs=column("run"),
+        tmin=float(content.get("tmin", 0.0)) + first / float(content.get("sfreq", sfreq)),
+        unit=_unit(path, content, scale),
+        source=_found(path, len(rows), len(entries)),
     )
 
 
-def load_splits(path: str | Path, n_trials: int, split: int = 0) -> dict[str, np.ndarray]:
+def band_of(path: str | Path) -> tuple[float, float] | None:
+    """Pass band in hertz that the name of a published file says, or None."""
+    match = re.search(r"(?<!\d)(5_95|14_70|55_95)(?!\d)", Path(path).name)
+    return BANDS[match[1]] if match else None
+
+
+def subject_positions(path: str | Path, subject: int) -> np.ndarray:
+    """Positions in the file of all trials of a subject, in order, whatever their length.
+
+    What the indices of a single-subject split file count.
+
+    Raises
+    ------
+    InputError
+        For a bad file, or a subject who is not in it.
+    """
+    entries = _required(Path(path), _read(Path(path)), "dataset", list)
+    subjects = [int(entry["subject"]) for entry in entries]
+    found = np.flatnonzero(np.asarray(subjects) == subject)
+    if not len(found):
+        expected = f"one of {sorted(set(subjects))}"
+        raise InputError(path, "subject", subject, expected)
+    return found.astype(np.int64)
+
+
+def load_splits(
+    path: str | Path, n_trials: int, split: int = 0, *, within: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Read one of the splits in a split file.
 
     Parameters
@@ -141,6 +205,9 @@ def load_splits(path: str | Path, n_trials: int, split: int = 0) -> dict[str, np
         Trials in the recording's file (``TrialSet.total``): indices count all of them.
     split
         Which split.
+    within
+        Positions in the file that the indices count, for a split file of one subject
+        (:func:`subject_positions`). Default: all trials of the file.
 
     Returns
     -------
@@ -150,9 +217,12 @@ def load_splits(path: str | Path, n_trials: int, split: int = 0) -> dict[str, np
     Raises
     ------
     InputError
-        For a bad file, a missing part, an index out of range or repeated, or parts that overlap.
+        For a bad file, a missing part, an index out of range or repeated, parts that overlap, or
+        the published split of one subject without ``within``.
     """
     path = Path(path)
+    if within is not None:
+        n_trials = len(within)
     splits = _required(path, _read(path), "splits", list)
     if not 0 <= split < len(splits):
         raise InputError(path, "splits", f"no split {split}", f"0 to {len(splits) - 1}")
@@ -179,7 +249,19 @@ def load_splits(path: str | Path, n_trials: int, split: int = 0) -> dict[str, np
             raise InputError(path, where, "a trial named twice", "each trial once")
         owner[index] = number
         parts[name] = index
+    if within is not None:
+        return {name: np.asarray(within, np.int64)[index] for name, index in parts.items()}
+    _refuse_single(path, owner)
     return parts
+
+
+def _refuse_single(path: Path, owner: np.ndarray) -> None:
+    """Refuse the published split of one subject where it would be taken for one of all trials."""
+    covered = int((owner >= 0).sum())
+    if "single" in path.name and covered < len(owner) and np.all(owner[:covered] >= 0):
+        found = f"indices 0 to {covered - 1} of {len(owner)} trials"
+        expected = "the subject whose trials they count (within=subject_positions(recording, 4))"
+        raise InputError(path, "splits", found, expected)
 
 
 def write_perceivelab(path: str | Path, trials: TrialSet) -> None:
@@ -190,7 +272,7 @@ def write_perceivelab(path: str | Path, trials: TrialSet) -> None:
     path
         File to write.
     trials
-        Written in their order, in volts; ``positions`` and ``total`` are not stored.
+        Written in their order; ``positions`` and ``total`` are not stored.
     """
     import torch
 
@@ -204,6 +286,7 @@ def write_perceivelab(path: str | Path, trials: TrialSet) -> None:
             "subject": int(trials.subjects[i]),
             "session": int(trials.sessions[i]),
             "block": int(trials.blocks[i]),
+            "run": int(trials.runs[i]),
         }
         for i in range(len(trials))
     ]
@@ -213,6 +296,8 @@ def write_perceivelab(path: str | Path, trials: TrialSet) -> None:
         "images": [str(name) for name in images],
         "channels": list(trials.channels),
         "sfreq": float(trials.sfreq),
+        "tmin": float(trials.tmin),
+        "unit": trials.unit,
     }
     _write(path, content)
 
@@ -239,6 +324,20 @@ def picture_path(root: str | Path, stimulus: str) -> Path:
         if (folder / f"{stimulus}{suffix}").is_file():
             return folder / f"{stimulus}{suffix}"
     raise InputError(folder, "picture", f"no {stimulus}.JPEG", f"a picture of {stimulus}")
+
+
+def _unit(path: Path, content: Mapping[str, Any], scale: float) -> str:
+    if "unit" in content:
+        return str(content["unit"])
+    if scale != 1.0 or "sfreq" in content:
+        return "V"
+    return "standardised" if "_std" in path.name and "raw" not in path.name else "unknown"
+
+
+def _found(path: Path, kept: int, total: int) -> str:
+    band = band_of(path)
+    words = f", band {band[0]:g} to {band[1]:g} Hz by its name" if band else ""
+    return f"perceivelab .pth, {kept} of {total} trials{words}"
 
 
 def _read(path: Path) -> dict[str, Any]:

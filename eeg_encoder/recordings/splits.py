@@ -16,16 +16,18 @@ PARTS = ("train", "val", "test")
 def is_block_design(trials: TrialSet) -> bool:
     """Whether most blocks show one category only, so that drift names the category.
 
-    A block that shows one stimulus only says nothing and is not counted. Li et al., "The Perils
-    and Pitfalls of Block Design for EEG Classification Experiments", IEEE TPAMI 2021.
+    A block that shows one stimulus only says nothing and is not counted; where the stimuli are not
+    known, a block of one trial. Li et al., "The Perils and Pitfalls of Block Design for EEG
+    Classification Experiments", IEEE TPAMI 2021.
     """
     if len(np.unique(trials.labels)) < 2:
         return False
-    block = _block_ids(trials)
+    block = block_ids(trials)
     pure = []
     for number in np.unique(block):
         inside = block == number
-        if len(np.unique(trials.stimuli[inside])) > 1:
+        shown = trials.stimuli[inside]
+        if len(np.unique(shown)) > 1 or np.sum(shown == "") > 1:
             pure.append(len(np.unique(trials.labels[inside])) == 1)
     return bool(pure) and float(np.mean(pure)) > 0.5
 
@@ -64,10 +66,10 @@ def check_split(
     rows = {part: trials.rows(splits[part]) for part in PARTS}
     train = rows["train"]
     block_design = is_block_design(trials)
-    block = _block_ids(trials)
+    block = block_ids(trials)
     within_block = False
     for part in ("val", "test"):
-        shared = np.intersect1d(trials.stimuli[train], trials.stimuli[rows[part]])
+        shared = shared_stimuli(trials, train, rows[part])
         if len(shared):
             found = f"{len(shared)} stimuli also in train, for example {shared[0]}"
             expected = "stimuli of its own (a decoder would recognise the picture, not its content)"
@@ -144,6 +146,13 @@ def _part_of_session(trials: TrialSet, fractions: Sequence[float]) -> np.ndarray
     return np.asarray([owner[int(session)] for session in trials.sessions])
 
 
-def _block_ids(trials: TrialSet) -> np.ndarray:
+def shared_stimuli(trials: TrialSet, some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Known stimuli that both sets of rows have."""
+    shared = np.intersect1d(trials.stimuli[some], trials.stimuli[others])
+    return shared[shared != ""]
+
+
+def block_ids(trials: TrialSet) -> np.ndarray:
+    """(N,) the same number for trials of the same block of the same subject and session."""
     triple = np.stack([trials.subjects, trials.sessions, trials.blocks], axis=1)
     return np.unique(triple, axis=0, return_inverse=True)[1].reshape(-1)

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..preprocessing.augmentation import Augmentation
 from ..recordings.trials import TrialSet
+
+__all__ = ["Augmentation", "BankLoader", "Batch", "TrialBank", "WholeLoader"]
 
 
 @dataclass
@@ -90,46 +93,6 @@ class TrialBank:
             weight = (present[:, slot] / taken).to(total)
             total += weight[:, None, None] * self.signals[members[:, slot].clamp_min(0)]
         return Batch(total, self.subjects[groups], self.stimuli[groups], taken)
-
-
-@dataclass
-class Augmentation:
-    """Random changes of training signals.
-
-    Parameters
-    ----------
-    channel_dropout
-        Probability that a channel is silenced.
-    shift
-        Largest shift in time, samples, either way; the ends are filled with zeros.
-    noise
-        Standard deviation of added noise, in units of the z-scored signal.
-    """
-
-    channel_dropout: float = 0.1
-    shift: int = 2
-    noise: float = 0.1
-
-    def __call__(self, signals: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, C, T) to (B, C, T)."""
-        b, c, t = signals.shape
-        device = signals.device
-
-        def uniform(*size: int) -> Tensor:
-            return torch.rand(*size, device=device, generator=generator)
-
-        if self.shift:
-            step = (uniform(b) * (2 * self.shift + 1)).long() - self.shift
-            source = torch.arange(t, device=device) - step[:, None]
-            inside = (source >= 0) & (source < t)
-            index = source.clamp(0, t - 1)[:, None].expand(b, c, t)
-            signals = signals.gather(2, index) * inside[:, None]
-        if self.noise:
-            white = torch.randn(b, c, t, device=device, generator=generator)
-            signals = signals + self.noise * white
-        if self.channel_dropout:
-            signals = signals * (uniform(b, c, 1) >= self.channel_dropout)
-        return signals
 
 
 class BankLoader:

@@ -1,0 +1,268 @@
+"""Two classes from single trials of real recordings, every recipe and network.
+
+    python benchmarks/real_eeg.py --data PATH --task faces --decoders committee riemannian lda
+    python benchmarks/real_eeg.py --data PATH --task pictures --decoders all --seeds 0 1 2
+
+``faces``: faces against houses, 4 electrodes, for each person with two runs or more; train on all
+runs but one, AUC on the run left out, mean over runs. ``pictures``: first against second picture of
+a matching task, 61 electrodes; people in 6 folds, none of them in training and test, mean AUC over
+folds. PATH holds the folders ``n170_faces_houses`` and ``uci_picture_erp``.
+
+Preprocessing of networks is fitted on training trials. Networks train for a fixed number of epochs;
+``selected`` picks the decoder by cross-validation inside the training trials. ``shuffled`` is the
+committee fitted on permuted labels. ``pyriemann`` (optional, for comparison) needs that package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+from linear_decoders import area_under_curve  # noqa: E402
+
+from eeg_encoder import models  # noqa: E402
+from eeg_encoder.recipes import (  # noqa: E402
+    LinearDecoder,
+    RiemannianCommittee,
+    RiemannianDecoder,
+)
+from eeg_encoder.recipes.riemannian import Decoder, out_of_sample  # noqa: E402
+from eeg_encoder.recordings.n170 import load_n170  # noqa: E402
+from eeg_encoder.recordings.uci import load_uci  # noqa: E402
+
+NETWORKS = {
+    "eegnet": {},
+    "tsconv": {"hidden": 64},
+    "atm": {"hidden": 64},
+    "eeg_project": {"hidden": 64, "dropout": 0.5},
+    "compact": {"width": 32, "head_width": 32},
+    "dual_self_attention": {"width": 16, "token_width": 32, "head_width": 32},
+    "temporal_only": {"token_width": 32, "head_width": 32},
+    "masked_autoencoder": {"preset": "small", "width": 32, "depth": 2},
+}
+REFERENCE = {"faces": [0.727, 0.649, 0.590], "pictures": [0.719]}
+
+
+class Network:
+    """A registered encoder with one output, logistic loss, trained for a fixed time.
+
+    Signals are z-scored by the median and quartiles of the training trials, cut to a length that
+    patches divide.
+    """
+
+    def __init__(self, name: str, seed: int, epochs: int = 40) -> None:
+        self.name, self.seed, self.epochs = name, seed, epochs
+
+    def fit(self, signals: np.ndarray, labels: np.ndarray) -> Network:
+        """Learn from trials (N, C, T) and labels (N,), 0 or 1."""
+        torch.manual_seed(self.seed)
+        low, self.middle, high = np.percentile(signals, [25, 50, 75], axis=(0, 2), keepdims=True)
+        self.spread = (high - low) / 1.349
+        x = self._ready(signals)
+        y = torch.from_numpy(labels).float()
+        settings = dict(NETWORKS[self.name])
+        kind = self.name
+        if kind == "temporal_only":
+            kind, settings = "dual_self_attention", {"preset": kind, **settings}
+        self.net = models.build(
+            kind, channels=x.shape[1], samples=x.shape[2], embedding=1, **settings
+        )
+        adam = torch.optim.AdamW(self.net.parameters(), 1e-3, weight_decay=0.05)
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.epochs):
+            order = torch.randperm(len(x), generator=generator)
+            for rows in order.split(64):
+                if len(rows) < 2:
+                    continue
+                out = self.net(x[rows])[:, 0]
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(out, y[rows])
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+        self.net.eval()
+        return self
+
+    @torch.no_grad()
+    def decide(self, signals: np.ndarray) -> np.ndarray:
+        """(N,) log odds of class 1."""
+        return torch.cat([self.net(x)[:, 0] for x in self._ready(signals).split(256)]).numpy()
+
+    def _ready(self, signals: np.ndarray) -> torch.Tensor:
+        cut = signals.shape[2] // 10 * 10
+        z = np.clip((signals - self.middle) / self.spread, -8, 8)[:, :, :cut]
+        return torch.from_numpy(z.astype(np.float32))
+
+
+class Selected:
+    """The candidate with the best AUC by 5 contiguous folds of the training trials."""
+
+    def __init__(self, candidates: list[Callable[[], Decoder]]) -> None:
+        self.candidates = candidates
+
+    def fit(self, signals: np.ndarray, labels: np.ndarray) -> Selected:
+        """Learn from trials (N, C, T) and labels (N,), 0 or 1."""
+        fold = np.arange(len(labels)) * 5 // len(labels)
+
+        def quality(make: Callable[[], Decoder]) -> float:
+            return area_under_curve(out_of_sample(make, signals, labels, fold), labels == 1)
+
+        self.chosen = max(self.candidates, key=quality)().fit(signals, labels)
+        return self
+
+    def decide(self, signals: np.ndarray) -> np.ndarray:
+        """(N,) evidence for class 1."""
+        return self.chosen.decide(signals)
+
+
+class Shuffled:
+    """The control: a committee fitted on permuted labels."""
+
+    def __init__(self, make: Callable[[], Decoder], seed: int) -> None:
+        self.make, self.seed = make, seed
+
+    def fit(self, signals: np.ndarray, labels: np.ndarray) -> Decoder:
+        """Learn from trials (N, C, T) and permuted labels."""
+        permuted = np.random.default_rng(self.seed).permutation(labels)
+        return self.make().fit(signals, permuted)
+
+
+class Pyriemann:
+    """xDAWN covariances, tangent space and logistic regression of pyriemann."""
+
+    def fit(self, signals: np.ndarray, labels: np.ndarray) -> Pyriemann:
+        """Learn from trials (N, C, T) and labels (N,), 0 or 1."""
+        from pyriemann.estimation import XdawnCovariances
+        from pyriemann.tangentspace import TangentSpace
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+
+        model = make_pipeline(
+            XdawnCovariances(nfilter=2, estimator="lwf"),
+            TangentSpace(),
+            LogisticRegression(max_iter=1000),
+        )
+        self.model = model.fit(signals, labels)
+        return self
+
+    def decide(self, signals: np.ndarray) -> np.ndarray:
+        """(N,) log odds of class 1."""
+        return self.model.decision_function(signals)
+
+
+def decoders(task: str, sfreq: float, seed: int, epochs: int) -> dict[str, Callable[[], Decoder]]:
+    """Every decoder by name; those that do not depend on the seed first."""
+    few = task == "faces"
+
+    sizes: dict[str, Any] = {} if few else {"filters": (2, 4, 8), "penalty": 0.01, "step": 16}
+
+    def committee() -> RiemannianCommittee:
+        return RiemannianCommittee(sfreq, **sizes)
+
+    plain: dict[str, Callable[[], Any]] = {
+        "committee": committee,
+        "riemannian": lambda: RiemannianDecoder(2),
+        "lda": lambda: LinearDecoder(6 if few else 16),
+        "pyriemann": Pyriemann,
+    }
+    plain["selected"] = lambda: Selected([plain[n] for n in ("committee", "riemannian", "lda")])
+    plain["shuffled"] = lambda: Shuffled(committee, seed)
+    networks = {n: (lambda n=n: Network(n, seed, epochs)) for n in NETWORKS}
+    return {**plain, **networks}
+
+
+def load(
+    task: str, data: Path
+) -> tuple[np.ndarray, np.ndarray, list[tuple[str, np.ndarray]], float]:
+    """Signals in microvolts, labels, and for each row of the table the fold of each trial (-1: not
+    used)."""
+    if task == "faces":
+        trials = load_n170(data / "n170_faces_houses")
+        after = slice(round(-trials.tmin * trials.sfreq), None)
+        signals = 1e6 * np.asarray(trials.signals, np.float64)[:, :, after]
+        tables = []
+        for number in np.unique(trials.subjects):
+            mine = trials.subjects == number
+            if len(np.unique(trials.runs[mine])) > 1:
+                tables.append((f"person {number}", np.where(mine, trials.runs, -1)))
+        return signals, trials.labels, tables, trials.sfreq
+    trials = load_uci(data / "uci_picture_erp", task="s1_s2", scalp_only=True)
+    signals = 1e6 * np.asarray(trials.signals, np.float64)
+    signals -= signals.mean(axis=1, keepdims=True)
+    people = np.unique(trials.subjects)
+    order = np.random.default_rng(0).permutation(people)
+    fold_of = {number: place % 6 for place, number in enumerate(order)}
+    fold = np.array([fold_of[number] for number in trials.subjects])
+    return signals, trials.labels, [("6 folds of people", fold)], trials.sfreq
+
+
+def mean_auc(
+    make: Callable[[], Decoder], signals: np.ndarray, labels: np.ndarray, fold: np.ndarray
+) -> float:
+    """Mean over folds of the AUC on the fold that was left out."""
+    used = fold >= 0
+    signals, labels, fold = signals[used], labels[used], fold[used]
+    evidence = out_of_sample(make, signals, labels, fold)
+    aucs = [area_under_curve(evidence[fold == f], labels[fold == f] == 1) for f in np.unique(fold)]
+    return float(np.mean(aucs))
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--task", choices=sorted(REFERENCE), required=True)
+    parser.add_argument("--decoders", nargs="+", default=["committee", "riemannian", "lda"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, default=40, help="of the networks")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON with all rows")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    warnings.simplefilter("ignore")
+    signals, labels, tables, sfreq = load(args.task, args.data)
+    known = decoders(args.task, sfreq, 0, args.epochs)
+    names = [n for n in known if n != "pyriemann"] if args.decoders == ["all"] else args.decoders
+    rows: list[dict[str, Any]] = []
+    print(f"{'decoder':22s}", *(name for name, _ in tables), "seconds")
+    print(f"{'figure to beat':22s}", *REFERENCE[args.task])
+    for name in names:
+        seeds = args.seeds if name in NETWORKS or name == "shuffled" else args.seeds[:1]
+        started = time.monotonic()
+        found = np.array(
+            [
+                [
+                    mean_auc(
+                        decoders(args.task, sfreq, s, args.epochs)[name], signals, labels, fold
+                    )
+                    for _, fold in tables
+                ]
+                for s in seeds
+            ]
+        )
+        seconds = round(time.monotonic() - started, 1)
+        for (table, _), values in zip(tables, found.T, strict=True):
+            rows.append({"decoder": name, "table": table, "seeds": seeds, "auc": values.tolist()})
+        cells = (f"{m:.3f} ({s:.3f})" for m, s in zip(found.mean(0), found.std(0), strict=True))
+        print(f"{name:22s}", *cells, seconds, flush=True)
+        if args.out:
+            args.out.write_text(json.dumps({"task": args.task, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
