@@ -80,6 +80,7 @@ class Settings:
     judge: str | None
     eeg_config: str
     text_config: str
+    overlays: tuple[str, ...]
     steps: int | None
     overrides: tuple[str, ...]
     device: str
@@ -120,6 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--judge")
     parser.add_argument("--eeg-config", default="phantom/eeg.yaml")
     parser.add_argument("--text-config", default="phantom/text.yaml")
+    parser.add_argument(
+        "--overlay", action="append", default=[], help="YAML over them: a representation"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--size", type=int, default=128, help="side of the judged views, pixels")
     return parser
@@ -138,6 +142,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         judge=options.judge,
         eeg_config=options.eeg_config,
         text_config=options.text_config,
+        overlays=tuple(options.overlay),
         steps=options.steps,
         overrides=tuple(options.override),
         device=resolve_device(options.device),
@@ -361,7 +366,8 @@ def distil(job: Job, settings: Settings) -> Any:
     from threestudio_eeg.experiments import experiment_config
 
     name = settings.text_config if job.condition == "text" else settings.eeg_config
-    config = load_config(experiment_config(name), cli_args=overrides_of(job, settings))
+    files = [experiment_config(layer) for layer in (name, *settings.overlays)]
+    config = load_config(*files, cli_args=overrides_of(job, settings))
     steps = int(config.trainer.max_steps)
     with device_scope(settings.device):
         pl.seed_everything(job.seed, verbose=False)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from eeg_encoder.errors import InputError
-from threestudio_eeg.builtin.geometry import Mesh, remove_small_components
+from threestudio_eeg.builtin.isosurface import Mesh, remove_small_components
 from threestudio_eeg.builtin.registry import find
 
 GRID = {
@@ -118,7 +118,7 @@ def test_auto_threshold_gives_a_surface():
 
 
 def test_empty_surface_names_threshold_and_densities():
-    with pytest.raises(InputError, match=r"threshold: found 30, with densities from .* to 8\."):
+    with pytest.raises(InputError, match=r"threshold: found 30, with values from .* to 8\."):
         volume(isosurface_threshold=30.0).isosurface()
 
 

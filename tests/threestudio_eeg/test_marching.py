@@ -8,16 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from threestudio_eeg.neural_fields.marching import (
-    OccupancyGrid,
-    Samples,
+from threestudio_eeg.neural_fields.compositing import (
     accumulate,
     exclusive_sum,
-    intersect_box,
-    march,
     render_weights,
     visible,
 )
+from threestudio_eeg.neural_fields.marching import Samples, intersect_box, march
+from threestudio_eeg.neural_fields.occupancy import OccupancyGrid
 
 BOX = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
 COUNTS = [0, 3, 1, 0, 5, 0]
@@ -62,7 +60,7 @@ def test_compositing_equals_the_loop():
 def test_accumulate_equals_the_loop():
     samples, density = packed()
     values = torch.randn(len(samples), 3, dtype=torch.float64)
-    found = accumulate(density, values, samples.ray_indices, len(COUNTS))
+    found = accumulate(density, values, samples, len(COUNTS))
     for ray in range(len(COUNTS)):
         mask = samples.ray_indices == ray
         torch.testing.assert_close(found[ray], (density[mask, None] * values[mask]).sum(0))
@@ -74,7 +72,7 @@ def test_compositing_gradcheck():
 
     def picture(density, values):
         weights, _, _ = render_weights(density, samples, len(COUNTS))
-        return accumulate(weights, values, samples.ray_indices, len(COUNTS))
+        return accumulate(weights, values, samples, len(COUNTS))
 
     assert torch.autograd.gradcheck(picture, (density.requires_grad_(), values))
 
@@ -111,7 +109,7 @@ def test_full_grid_is_marched_from_wall_to_wall(jitter):
     step = 0.05
     samples = march(rays_o, rays_d, grid, step, jitter=jitter)
     entry, leave = intersect_box(rays_o, rays_d, BOX)
-    length = accumulate(samples.t_ends - samples.t_starts, None, samples.ray_indices, 50)[:, 0]
+    length = accumulate(samples.t_ends - samples.t_starts, None, samples, 50)[:, 0]
     assert ((length - (leave - entry)).abs() <= 1.5 * step).all()
     order = samples.ray_indices * 1000 + samples.t_starts
     assert (order.diff() > 0).all()
@@ -136,7 +134,7 @@ def test_empty_grid_gives_no_samples():
     rays_o, rays_d = random_rays(5)
     samples = march(rays_o, rays_d, OccupancyGrid(BOX, 8), 0.1)
     weights, _, _ = render_weights(torch.zeros(0), samples, 5)
-    assert accumulate(weights, None, samples.ray_indices, 5).tolist() == [[0.0]] * 5
+    assert accumulate(weights, None, samples, 5).tolist() == [[0.0]] * 5
 
 
 @pytest.mark.parametrize("first_step", [0, 256])

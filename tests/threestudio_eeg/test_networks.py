@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 import torch
 
@@ -32,6 +29,7 @@ GRID = {
         ({"otype": "HashGrid", "include_xyz": True, **GRID}, 11),
         ({"otype": "SphericalHarmonics", "degree": 3}, 9),
         ({"otype": "Frequency", "n_frequencies": 5}, 30),
+        ({"otype": "Composite", "nested": [{"otype": "OneBlob", "n_bins": 4}]}, 12),
     ],
 )
 def test_width_of_encodings(config, width):
@@ -53,28 +51,6 @@ def test_parameter_names_are_threestudios():
     assert list(mlp.state_dict()) == [f"layers.{i}.weight" for i in (0, 2, 4)]
 
 
-def test_spherical_harmonics_are_orthonormal():
-    """Quadrature over the sphere: the Gram matrix of the 16 functions is the identity."""
-    z, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(8))
-    azimuth = torch.arange(16) * (2 * math.pi / 16)
-    z, azimuth = torch.meshgrid(z, azimuth.double(), indexing="ij")
-    r = (1 - z**2).sqrt()
-    directions = torch.stack((r * azimuth.cos(), r * azimuth.sin(), z), -1).view(-1, 3)
-    measure = (weights[:, None] * (2 * math.pi / 16)).expand(8, 16).reshape(-1)
-    values = get_encoding(3, {"otype": "SphericalHarmonics", "degree": 4})((directions + 1) / 2)
-    gram = values.T @ (values * measure[:, None])
-    torch.testing.assert_close(gram, torch.eye(16, dtype=gram.dtype), atol=1e-6, rtol=0)
-
-
-def test_frequency_order():
-    x = torch.tensor([[0.1, 0.2]])
-    y = get_encoding(2, {"otype": "Frequency", "n_frequencies": 2})(x)[0]
-    expected = [
-        f(math.pi * 2**k * v) for v in (0.1, 0.2) for k in (0, 1) for f in (math.sin, math.cos)
-    ]
-    torch.testing.assert_close(y, torch.tensor(expected))
-
-
 def test_progressive_band_opens_levels():
     schedule = {"start_level": 1, "start_step": 10, "update_steps": 5}
     encoding = get_encoding(3, {"otype": "ProgressiveBandHashGrid", **GRID, **schedule})
@@ -84,12 +60,38 @@ def test_progressive_band_opens_levels():
         assert int((encoding(x).abs().sum(0) > 0).sum()) == 2 * opened
 
 
-@pytest.mark.parametrize("otype", ["VanillaMLP", "FullyFusedMLP", "CutlassMLP"])
-def test_mlp_is_written_out(otype):
-    mlp = get_mlp(4, 2, {"otype": otype, "n_neurons": 8, "output_activation": "sigmoid"})
+def test_vanilla_mlp_is_written_out():
+    mlp = get_mlp(4, 2, {"otype": "VanillaMLP", "n_neurons": 8, "output_activation": "sigmoid"})
     x = torch.randn(6, 4)
     first, last = mlp.layers[0].weight, mlp.layers[2].weight
     torch.testing.assert_close(mlp(x), torch.sigmoid((x @ first.T).relu() @ last.T))
+
+
+@pytest.mark.parametrize("otype", ["FullyFusedMLP", "CutlassMLP"])
+def test_flat_mlp_is_tiny_cuda_nns(otype):
+    config = {"otype": otype, "n_neurons": 32, "n_hidden_layers": 1, "output_activation": "none"}
+    mlp = get_mlp(4, 2, config)
+    assert {name: value.shape for name, value in mlp.state_dict().items()} == {
+        "network.params": (32 * 16 + 16 * 32,)
+    }
+    x = torch.randn(6, 4)
+    first, last = (
+        part.view(shape)
+        for part, shape in zip(mlp.network.params.split(512), ((32, 16), (16, 32)), strict=True)
+    )
+    padded = torch.cat((x, torch.ones(6, 12)), dim=-1)
+    torch.testing.assert_close(mlp(x), ((padded @ first.T).relu() @ last.T)[:, :2])
+
+
+def test_initial_values_follow_the_global_seed():
+    def params(seed):
+        torch.manual_seed(seed)
+        return get_encoding(3, {"otype": "HashGrid", **GRID}).state_dict()[
+            "encoding.encoding.params"
+        ]
+
+    assert torch.equal(params(0), params(0))
+    assert not torch.equal(params(0), params(1))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -102,7 +104,7 @@ def test_activations_have_gradients(name):
     ("build", "field"),
     [
         (lambda: get_encoding(3, {"otype": "Hashgrid"}), "otype"),
-        (lambda: get_mlp(3, 3, {"otype": "MLP"}), "otype"),
+        (lambda: get_mlp(3, 3, {"otype": "Perceptron"}), "otype"),
         (lambda: get_mlp(3, 3, {"otype": "VanillaMLP", "activation": "GELU"}), "activation"),
         (lambda: get_encoding(3, {"otype": "SphericalHarmonics", "degree": 9}), "degree"),
         (lambda: get_activation("swoosh"), "activation"),

@@ -357,7 +357,7 @@ class RandomCameraDataModule(LightningDataModule):
     take no numbers from the global generators.
     """
 
-    cfg: Any
+    cfg: RandomCameraDataModuleConfig
     train_dataset: RandomCameraIterableDataset
     val_dataset: RandomCameraDataset
     test_dataset: RandomCameraDataset

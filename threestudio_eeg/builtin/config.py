@@ -22,6 +22,7 @@ from .base import parse_structured
 
 _OVERRIDE = re.compile(r"^[A-Za-z_][\w-]*(\.[\w-]+|\[\d+\])*=", re.DOTALL)
 _LONGEST_TAG = 100
+EVERY_SYSTEM = ("loggers", "loss", "optimizer", "scheduler", "weights", "exporter")
 
 
 @dataclass
@@ -55,8 +56,9 @@ def compose(*yamls: str | Path, cli_args: Sequence[str] = ()) -> DictConfig:
     """Lay YAML files and ``key=value`` overrides on each other, interpolations unresolved.
 
     Later files win over earlier ones, and overrides over files. A layer that changes
-    ``<part>_type`` starts ``<part>`` afresh: the keys of the former module would be unknown to the
-    new one. (A change of the mixins alone, ``main:sub``, keeps them.)
+    ``<part>_type`` starts ``<part>`` afresh, and drops its groups of the optimiser: the keys of the
+    former module would be unknown to the new one. (A change of the mixins alone, ``main:sub``,
+    keeps them.) Another ``system_type`` keeps the parts, losses and optimiser.
 
     Raises
     ------
@@ -156,11 +158,26 @@ def _forget_replaced_parts(lower: DictConfig, upper: DictConfig) -> None:
             continue
         value, before = new[name], old.get(name)
         if isinstance(value, dict) and isinstance(before, dict):
-            _forget_replaced_parts(lower[name], upper[name])
+            if name in lower:
+                _forget_replaced_parts(lower[name], upper[name])
         elif name.endswith("_type") and before is not None and _main(value) != _main(before):
-            part = name.removesuffix("_type")
-            if old.pop(part, None) is not None:
-                del lower[part]
+            _forget_part(lower, name.removesuffix("_type"))
+
+
+def _forget_part(config: DictConfig, part: str) -> None:
+    """Drop a part's fields and its optimiser groups; of a system, what is not of every system."""
+    if part == "system" and isinstance(config.get(part), DictConfig):
+        system = config[part]
+        for key in [str(key) for key in system]:
+            if not (key in EVERY_SYSTEM or key.endswith("_type") or f"{key}_type" in system):
+                del system[key]
+        return
+    if part in config:
+        del config[part]
+    groups = OmegaConf.select(config, "optimizer.params", default=None) or {}
+    for group in [str(group) for group in groups]:
+        if group == part or group.startswith(f"{part}."):
+            del groups[group]
 
 
 def _unresolved(config: DictConfig) -> dict[Any, Any]:
@@ -183,7 +200,21 @@ def _name_trial(config: Any) -> None:
 
 def register_resolvers() -> None:
     """Make threestudio's resolvers known to OmegaConf (``${add:1,2}``); safe to call again."""
-    resolvers: dict[str, Callable[..., Any]] = {
+    register = getattr(OmegaConf, "register_new_resolver", None) or OmegaConf.register_resolver
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*register_new_resolver")
+        for name, resolver in _resolvers().items():
+            register(name, resolver, replace=True)
+
+
+def release_resolvers() -> None:
+    """Forget them again: threestudio registers its own once, and refuses names that are taken."""
+    for name in _resolvers():
+        OmegaConf.clear_resolver(name)
+
+
+def _resolvers() -> dict[str, Callable[..., Any]]:
+    return {
         "calc_exp_lr_decay_rate": lambda factor, n: factor ** (1.0 / n),
         "add": lambda a, b: a + b,
         "sub": lambda a, b: a - b,
@@ -197,11 +228,6 @@ def register_resolvers() -> None:
         "cmaxgt0orcmaxgt0": lambda a, b: C_max(a) > 0 or C_max(b) > 0,
         "not": lambda value: not value,
     }
-    register = getattr(OmegaConf, "register_new_resolver", None) or OmegaConf.register_resolver
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*register_new_resolver")
-        for name, resolver in resolvers.items():
-            register(name, resolver, replace=True)
 
 
 def C(value: Any, epoch: int, global_step: int, interpolation: str = "linear") -> float:

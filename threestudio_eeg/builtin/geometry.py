@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,37 +12,15 @@ from torch.nn import functional as F
 from eeg_encoder.errors import InputError
 from threestudio_eeg.neural_fields.networks import get_activation, get_encoding, get_mlp
 
-from .base import BaseModule
+from .isosurface import ImplicitGeometry, contract_to_unit_box
+from .normals import FINITE_DIFFERENCES, finite_difference_slope
 from .registry import register
 
-NORMAL_TYPES = (
-    None,
-    "finite_difference",
-    "finite_difference_laplacian",
-    "pred",
-    "analytic",
-)
-ISOSURFACE_METHODS = ("mt", "mc-cpu")
-QUERY_CHUNK = 1 << 18
-COARSE_TO_FINE_MARGIN = 0.1
-AUTO_THRESHOLD_FLOOR = 1e-5
-
-
-@dataclass
-class Mesh:
-    """Triangles: ``v_pos`` (V, 3) in the world, ``t_pos_idx`` (T, 3), counter-clockwise outside."""
-
-    v_pos: Tensor
-    t_pos_idx: Tensor
-
-
-def contract_to_unit_box(points: Tensor, bbox: Tensor) -> Tensor:
-    """Map the box (2, 3) to [0, 1]."""
-    return (points - bbox[0]) / (bbox[1] - bbox[0])
+NORMAL_TYPES = (None, *FINITE_DIFFERENCES, "pred", "analytic")
 
 
 @register("implicit-volume")
-class ImplicitVolume(BaseModule):
+class ImplicitVolume(ImplicitGeometry):
     """Density and features at points of a cube of half side ``radius``.
 
     The density is ``activation(network(encoding(x)) + bias(x))``; a blob as bias starts the object
@@ -51,17 +28,8 @@ class ImplicitVolume(BaseModule):
     """
 
     @dataclass
-    class Config(BaseModule.Config):
-        radius: float = 1.0
-        isosurface: bool = True
-        isosurface_method: str = "mt"
-        isosurface_resolution: int = 128
+    class Config(ImplicitGeometry.Config):
         isosurface_threshold: Any = 25.0
-        isosurface_chunk: int = 0
-        isosurface_coarse_to_fine: bool = True
-        isosurface_deformable_grid: bool = False
-        isosurface_remove_outliers: bool = True
-        isosurface_outlier_n_faces_threshold: Any = 0.01
 
         n_input_dims: int = 3
         n_feature_dims: int = 3
@@ -92,13 +60,12 @@ class ImplicitVolume(BaseModule):
         finite_difference_normal_eps: float = 0.01
         anneal_density_blob_std_config: dict | None = None
 
-    bbox: Tensor
+    where = "implicit-volume"
 
     def configure(self, *args: Any, **kwargs: Any) -> None:
+        super().configure()
         self._check_config()
         cfg = self.cfg
-        r = cfg.radius
-        self.register_buffer("bbox", torch.tensor([[-r, -r, -r], [r, r, r]], dtype=torch.float32))
         self.encoding = get_encoding(cfg.n_input_dims, cfg.pos_encoding_config)
         width = self.encoding.n_output_dims
         self.density_network = get_mlp(width, 1, cfg.mlp_network_config)
@@ -110,22 +77,14 @@ class ImplicitVolume(BaseModule):
         self.density_blob_std: float = cfg.density_blob_std
 
     def _check_config(self) -> None:
-        cfg, where = self.cfg, "implicit-volume"
+        cfg, where = self.cfg, self.where
         if cfg.normal_type not in NORMAL_TYPES:
             expected = f"one of {', '.join(str(t or 'null') for t in NORMAL_TYPES)}"
             raise InputError(where, "normal_type", cfg.normal_type, expected)
-        if cfg.isosurface_method not in ISOSURFACE_METHODS:
-            expected = f"one of {', '.join(ISOSURFACE_METHODS)}"
-            raise InputError(where, "isosurface_method", cfg.isosurface_method, expected)
-        if cfg.isosurface_deformable_grid:
-            raise InputError(where, "isosurface_deformable_grid", True, "false on this host")
         bias = cfg.density_bias
         if isinstance(bias, str) and bias not in ("blob_magic3d", "blob_dreamfusion"):
             expected = "a number, blob_magic3d or blob_dreamfusion"
             raise InputError(where, "density_bias", bias, expected)
-        threshold = cfg.isosurface_threshold
-        if isinstance(threshold, str) and threshold != "auto":
-            raise InputError(where, "isosurface_threshold", threshold, "a number or auto")
 
     def density_bias(self, points: Tensor) -> Tensor | float:
         """Bias of the raw density at points (N, 3) of the world: (N, 1), or a number."""
@@ -194,25 +153,24 @@ class ImplicitVolume(BaseModule):
     def _normal(self, points: Tensor, density: Tensor, encoded: Tensor) -> Tensor:
         if self.cfg.normal_type == "pred":
             return F.normalize(self.normal_network(encoded), dim=-1)
-        eps = self.cfg.finite_difference_normal_eps
-        offsets = eps * torch.eye(3, device=points.device, dtype=points.dtype)
-        ahead = self._density_beside(points, offsets)
-        if self.cfg.normal_type == "finite_difference_laplacian":
-            slope = 0.5 * (ahead - self._density_beside(points, -offsets)) / eps
-        else:
-            slope = (ahead - density) / eps
+        slope = finite_difference_slope(
+            self.cfg.normal_type,
+            self.forward_density,
+            points,
+            density,
+            eps=self.cfg.finite_difference_normal_eps,
+            radius=self.cfg.radius,
+        )
         return -F.normalize(slope, dim=-1)
-
-    def _density_beside(self, points: Tensor, offsets: Tensor) -> Tensor:
-        """Densities (N, 3) at points (N, 3) moved by each offset (3, 3), kept inside the cube."""
-        r = self.cfg.radius
-        moved = (points[:, None] + offsets).clamp(-r, r)
-        return self.forward_density(moved).squeeze(-1)
 
     def forward_density(self, points: Tensor) -> Tensor:
         """Density (..., 1) at world positions (..., 3)."""
         flat = points.reshape(-1, self.cfg.n_input_dims)
         return self._density(flat, self._encode(flat)).view(*points.shape[:-1], 1)
+
+    def forward_level(self, points: Tensor) -> Tensor:
+        """The density."""
+        return self.forward_density(points)
 
     def export(self, points: Tensor, **kwargs: Any) -> dict[str, Tensor]:
         """Features at world positions, for texturing: ``features`` (..., n_feature_dims)."""
@@ -232,93 +190,3 @@ class ImplicitVolume(BaseModule):
             self.density_blob_std = (
                 plan["start_val"] + (plan["end_val"] - plan["start_val"]) * passed
             )
-
-    @torch.no_grad()
-    def isosurface(self) -> Mesh:
-        """Surface where the density crosses ``isosurface_threshold``, by marching cubes.
-
-        ``mt`` is answered by marching cubes too: this host keeps no tetrahedra.
-
-        Raises
-        ------
-        InputError
-            When nothing crosses the threshold, or isosurfaces are switched off.
-        """
-        if not self.cfg.isosurface:
-            raise InputError("implicit-volume", "isosurface", False, "true, to extract a mesh")
-        mesh = self._isosurface(self.bbox)
-        if self.cfg.isosurface_coarse_to_fine:
-            low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
-            margin = (high - low) * COARSE_TO_FINE_MARGIN
-            box = torch.stack((low - margin, high + margin))
-            mesh = self._isosurface(box.clamp(-self.cfg.radius, self.cfg.radius))
-        if self.cfg.isosurface_remove_outliers:
-            mesh = remove_small_components(mesh, self.cfg.isosurface_outlier_n_faces_threshold)
-        return mesh
-
-    def _isosurface(self, box: Tensor) -> Mesh:
-        density = self._density_on_lattice(box)
-        threshold = self.cfg.isosurface_threshold
-        if threshold == "auto":
-            above = density[density > AUTO_THRESHOLD_FLOOR]
-            threshold = float(above.mean()) if len(above) else AUTO_THRESHOLD_FLOOR
-        low, high = float(density.min()), float(density.max())
-        if not low <= high:
-            raise InputError("implicit-volume", "density", "NaN", "finite values")
-        if high <= threshold:
-            found = f"{threshold:g}, with densities from {low:.4g} to {high:.4g}"
-            expected = f"below {high:.4g}, or a field trained for longer (empty isosurface)"
-            raise InputError("implicit-volume", "isosurface_threshold", found, expected)
-        vertices, faces = marching_cubes(density.cpu().numpy(), float(threshold))
-        v_pos = torch.from_numpy(vertices).to(box) * (box[1] - box[0]) + box[0]
-        return Mesh(v_pos, torch.from_numpy(faces).to(box.device))
-
-    def _density_on_lattice(self, box: Tensor) -> Tensor:
-        """Densities (n, n, n) on a lattice from corner to corner of ``box``."""
-        n = self.cfg.isosurface_resolution
-        unit = torch.linspace(0, 1, n, device=box.device)
-        lattice = torch.stack(torch.meshgrid(unit, unit, unit, indexing="ij"), dim=-1).view(-1, 3)
-        points = lattice * (box[1] - box[0]) + box[0]
-        chunk = self.cfg.isosurface_chunk or QUERY_CHUNK
-        values = [self.forward_density(part) for part in points.split(chunk)]
-        return torch.cat(values).view(n, n, n)
-
-
-def marching_cubes(volume: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Closed surface of ``volume > level``: vertices (V, 3) in [0, 1], triangles (T, 3).
-
-    The surface is closed at the border of the lattice: outside counts as empty.
-    """
-    from skimage.measure import marching_cubes as extract
-
-    outside = min(float(volume.min()), level - 1.0)
-    padded = np.pad(volume.astype(np.float32), 1, constant_values=outside)
-    vertices, faces, _, _ = extract(padded, level, gradient_direction="ascent")
-    unit = (vertices - 1) / (np.array(volume.shape) - 1)
-    return unit.clip(0, 1).astype(np.float32), faces.astype(np.int64)
-
-
-def remove_small_components(mesh: Mesh, threshold: float | int) -> Mesh:
-    """Drop connected components with few triangles.
-
-    Parameters
-    ----------
-    threshold
-        Smallest number of triangles kept; a float is a fraction of the largest component's number
-        (1.0 keeps the largest alone).
-    """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    faces = mesh.t_pos_idx.cpu().numpy()
-    n_vertices = len(mesh.v_pos)
-    rows, columns = faces.reshape(-1), np.roll(faces, 1, axis=1).reshape(-1)
-    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(n_vertices, n_vertices))
-    _, component = connected_components(graph, directed=False)
-    sizes = np.bincount(component[faces[:, 0]])
-    least = int(sizes.max() * threshold) if isinstance(threshold, float) else threshold
-    kept_faces = faces[sizes[component[faces[:, 0]]] >= min(least, sizes.max())]
-    kept, renumbered = np.unique(kept_faces, return_inverse=True)
-    device = mesh.v_pos.device
-    index = torch.from_numpy(renumbered.reshape(-1, 3)).to(device)
-    return Mesh(mesh.v_pos[torch.from_numpy(kept).to(device)], index)

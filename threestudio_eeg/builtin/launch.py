@@ -5,16 +5,12 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import platform
 import shlex
 import signal
-import subprocess
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +22,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from eeg_encoder.errors import InputError
 from eeg_encoder.files import whole_file, write_json
+from threestudio_eeg.provenance import environment
 
 from .base import device_scope, load_checkpoint
 from .config import compose, dump_config, load_config
@@ -58,7 +55,6 @@ _LEVELS = {
     "diffusers": logging.ERROR,
     "transformers": logging.ERROR,
 }
-PACKAGES = ("threestudio-eeg", "torch", "lightning", "diffusers", "transformers", "peft", "numpy")
 
 
 def launch(
@@ -155,7 +151,7 @@ def _newest_checkpoint(exp_dir: Path, tag: str) -> Path:
 def _write_command(
     trial: Path, mode: str, configs: Sequence[str | Path], overrides: Sequence[str]
 ) -> None:
-    words = ["threestudio-eeg", "launch"]
+    words = ["threestudio-eeg", "launch", "--host", "builtin"]
     words += [word for path in configs for word in ("--config", str(path))]
     line = shlex.join([*words, f"--{mode}", *overrides])
     path = trial / "cmd.txt"
@@ -170,47 +166,8 @@ def _write_configs(trial: Path, config: Any, raw: Any) -> None:
 
 
 def _write_provenance(trial: Path, config: Any, device: torch.device) -> None:
-    cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    write_json(
-        trial / "provenance.json",
-        {
-            "host": "builtin",
-            "commit": _commit(),
-            "seed": config.seed,
-            "device": cuda or platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-            "packages": {name: _version(name) for name in PACKAGES},
-            "resumed_from": config.resume,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        },
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Return the commit of the code that runs, with ``-dirty`` when files differ from it."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
-    tracked = ["git", "-C", str(Path(__file__).parent), "ls-files", "--error-unmatch", "launch.py"]
-    try:
-        subprocess.run(tracked, check=True, capture_output=True, timeout=10)
-        answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
+    record = {"host": "builtin", "seed": config.seed, "resumed_from": config.resume}
+    write_json(trial / "provenance.json", {**record, **environment(device)})
 
 
 def _train(
@@ -239,9 +196,8 @@ def _train(
 
 def _how_to_go_on(trial: Path, step: int) -> str:
     last, parsed = trial / "ckpts" / "last.ckpt", trial / "configs" / "parsed.yaml"
-    command = shlex.join(
-        ["threestudio-eeg", "launch", "--config", str(parsed), "--train", f"resume={last}"]
-    )
+    words = ["threestudio-eeg", "launch", "--host", "builtin", "--config", str(parsed)]
+    command = shlex.join([*words, "--train", f"resume={last}"])
     message = f"stopped after step {step}; to go on: {command}"
     print(message)
     return message

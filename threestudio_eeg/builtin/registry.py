@@ -14,9 +14,12 @@ T = TypeVar("T", bound=type)
 MODULES = (
     "threestudio_eeg.builtin.cameras",
     "threestudio_eeg.builtin.geometry",
+    "threestudio_eeg.builtin.volume_grid",
+    "threestudio_eeg.builtin.implicit_sdf",
     "threestudio_eeg.builtin.materials",
     "threestudio_eeg.builtin.backgrounds",
     "threestudio_eeg.builtin.renderer",
+    "threestudio_eeg.builtin.neus_renderer",
     "threestudio_eeg.builtin.exporter",
     "threestudio_eeg.builtin.prompts",
     "threestudio_eeg.builtin.systems",

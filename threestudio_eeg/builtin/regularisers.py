@@ -48,9 +48,19 @@ def z_variance(out: dict[str, Any]) -> Tensor:
     return (out["z_variance"] * solid).sum() / solid.sum().clamp(min=1)
 
 
+def eikonal(out: dict[str, Any]) -> Tensor:
+    """Keep a signed distance's slope at one: mean of ``(|slope| - 1)^2`` (Gropp et al. 2020)."""
+    if "sdf_grad" not in out:
+        raise InputError(
+            "system.loss", "lambda_eikonal", "a geometry without slopes", "implicit-sdf"
+        )
+    return (out["sdf_grad"].norm(dim=-1) - 1).square().mean()
+
+
 REGULARISERS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "orient": orient,
     "sparsity": sparsity,
     "opaque": opaque,
     "z_variance": z_variance,
+    "eikonal": eikonal,
 }

@@ -1,4 +1,4 @@
-"""``nerf-volume-renderer``: marching through an occupancy grid, and compositing."""
+"""Marching through an occupancy grid, and compositing; ``nerf-volume-renderer``."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from eeg_encoder.errors import InputError
-from threestudio_eeg.neural_fields.marching import (
-    OccupancyGrid,
-    Samples,
+from threestudio_eeg.neural_fields.compositing import (
     accumulate,
-    march,
     render_weights,
+    spread,
     visible,
 )
+from threestudio_eeg.neural_fields.marching import Samples, march
+from threestudio_eeg.neural_fields.occupancy import OccupancyGrid
 
 from .base import BaseModule
+from .config import C
 from .registry import register
 
 GRID_RESOLUTION = 32
 ALPHA_THRESHOLD = 0.01
 NORMAL_PERTURBATION = 1e-2
 CUBE_DIAGONAL = 1.732
+DENSITY_CHUNK = 1 << 21
 
 
 @dataclass
@@ -38,47 +41,59 @@ class _Parts:
     background: Any
 
 
-@register("nerf-volume-renderer")
-class NeRFVolumeRenderer(BaseModule):
+class VolumeRenderer(BaseModule):
     """Volume rendering of a geometry, a material and a background.
 
     Intervals have the fixed length ``1.732 * 2 * radius / num_samples_per_ray``. Training shifts
-    them at random when ``randomized``; evaluation does not.
+    them at random when ``randomized``; evaluation does not. Subclasses say how opaque a sample is.
+
+    Fields that threestudio does not have: ``num_samples_per_ray`` may be a schedule, and
+    ``train_chunk_size`` is the number of samples whose field is held at a time in training: the
+    rest is computed again in the backward pass (0: all are held). ``max_samples``, which may be a
+    schedule too, fixes the length of the list of samples, so that no step waits for the device;
+    what does not fit is left out and counted in ``overflow``. ``backend`` is ``torch`` or
+    ``triton``.
     """
 
     @dataclass
     class Config(BaseModule.Config):
         radius: float = 1.0
-        num_samples_per_ray: int = 512
+        num_samples_per_ray: Any = 512
         eval_chunk_size: int = 160000
         randomized: bool = True
         near_plane: float = 0.0
         far_plane: float = 1e10
-        return_comp_normal: bool = False
-        return_normal_perturb: bool = False
         estimator: str = "occgrid"
         grid_prune: bool = True
         prune_alpha_threshold: bool = True
-        proposal_network_config: dict | None = None
-        prop_optimizer_config: dict | None = None
-        prop_scheduler_config: dict | None = None
-        num_samples_per_ray_proposal: int = 64
         num_samples_per_ray_importance: int = 64
+        train_chunk_size: int = 0
+        max_samples: Any = 0
+        backend: str | None = None
 
     bbox: Tensor
+    where = "volume renderer"
+    needs_normals = False
+    returns_normals = False
 
     def configure(self, geometry: Any, material: Any, background: Any) -> None:
         if self.cfg.estimator != "occgrid":
             expected = "occgrid, the only one of the embedded host"
-            raise InputError("nerf-volume-renderer", "estimator", self.cfg.estimator, expected)
+            raise InputError(self.where, "estimator", self.cfg.estimator, expected)
         r = self.cfg.radius
         self.register_buffer("bbox", torch.tensor([[-r, -r, -r], [r, r, r]], dtype=torch.float32))
         self._parts = _Parts(geometry, material, background)
         self.estimator = OccupancyGrid(self.bbox, GRID_RESOLUTION)
         if not self.cfg.grid_prune:
             self.estimator.fill()
-        self.render_step_size = CUBE_DIAGONAL * 2 * r / self.cfg.num_samples_per_ray
         self._updated_at = -1
+        self._follow_schedules(0, 0)
+
+    def _follow_schedules(self, epoch: int, global_step: int) -> None:
+        cfg = self.cfg
+        self.samples_per_ray = max(int(C(cfg.num_samples_per_ray, epoch, global_step)), 1)
+        self.render_step_size = CUBE_DIAGONAL * 2 * cfg.radius / self.samples_per_ray
+        self.capacity = int(C(cfg.max_samples, epoch, global_step)) or None
 
     @property
     def geometry(self) -> Any:
@@ -95,6 +110,20 @@ class NeRFVolumeRenderer(BaseModule):
     @property
     def randomized(self) -> bool:
         return self.training and self.cfg.randomized
+
+    def weights(self, fields: dict[str, Tensor], samples: Samples, rays_d: Tensor) -> Tensor:
+        """Compositing weights (N,) of packed samples on rays with directions (R, 3)."""
+        raise NotImplementedError
+
+    def visible(
+        self, samples: Samples, positions: Tensor, n_rays: int, threshold: Tensor
+    ) -> Tensor:
+        """Which samples at positions (N, 3) are worth shading, (N,)."""
+        raise NotImplementedError
+
+    def step_opacity(self, points: Tensor) -> Tensor:
+        """How opaque one step at points (N, 3) is, for the occupancy grid: (N,)."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -150,7 +179,7 @@ class NeRFVolumeRenderer(BaseModule):
         """All rays at once in training; in evaluation, about ``eval_chunk_size`` samples."""
         size = n_rays
         if not self.training:
-            size = max(self.cfg.eval_chunk_size // self.cfg.num_samples_per_ray, 1)
+            size = max(self.cfg.eval_chunk_size // self.samples_per_ray, 1)
         return (slice(start, start + size) for start in range(0, n_rays, max(size, 1)))
 
     def _render_rays(
@@ -161,7 +190,8 @@ class NeRFVolumeRenderer(BaseModule):
         samples = self._sample(rays_o, rays_d)
         index = samples.ray_indices
         positions, directions = samples.positions(rays_o, rays_d), rays_d.index_select(0, index)
-        fields = self.geometry(positions, output_normal=self.material.requires_normal)
+        normals = self.needs_normals or self.material.requires_normal
+        fields = self._fields(positions, normals)
         colour = self.material(
             viewdirs=directions,
             positions=positions,
@@ -169,18 +199,18 @@ class NeRFVolumeRenderer(BaseModule):
             **fields,
             **kwargs,
         )
-        weights, _, _ = render_weights(fields["density"].squeeze(-1), samples, n_rays)
+        weights = self.weights(fields, samples, rays_d)
         t_points = samples.t_middles[:, None]
-        depth = accumulate(weights, t_points, index, n_rays)
-        spread = (t_points - depth.index_select(0, index)) ** 2
+        depth = self._accumulate(weights, t_points, samples, n_rays)
+        distance = t_points - spread(depth, samples, self.cfg.backend)
         image = {
-            "comp_rgb_fg": accumulate(weights, colour, index, n_rays),
-            "opacity": accumulate(weights, None, index, n_rays),
+            "comp_rgb_fg": self._accumulate(weights, colour, samples, n_rays),
+            "opacity": self._accumulate(weights, None, samples, n_rays),
             "depth": depth,
-            "z_variance": accumulate(weights, spread, index, n_rays),
+            "z_variance": self._accumulate(weights, distance**2, samples, n_rays),
         }
-        if "normal" in fields and (not self.training or self.cfg.return_comp_normal):
-            image["comp_normal"] = _normal_picture(weights, fields["normal"], image, samples)
+        if "normal" in fields and (not self.training or self.returns_normals):
+            image["comp_normal"] = self._normal_picture(weights, fields["normal"], image, samples)
         packed = {
             "weights": weights[:, None],
             "t_points": t_points,
@@ -190,9 +220,41 @@ class NeRFVolumeRenderer(BaseModule):
             "points": positions,
             **fields,
         }
-        if self.training and "normal" in fields and self.cfg.return_normal_perturb:
-            packed["normal_perturb"] = self._perturbed_normals(positions)
+        if samples.overflow is not None:
+            packed["overflow"] = samples.overflow
         return image, packed
+
+    def _fields(self, positions: Tensor, normals: bool) -> dict[str, Tensor]:
+        """What the geometry says at the samples, in parts that are computed twice where asked."""
+        size = self.cfg.train_chunk_size
+        twice = self.training and torch.is_grad_enabled() and 0 < size < len(positions)
+        if not twice:
+            fields: dict[str, Tensor] = self.geometry(positions, output_normal=normals)
+            return fields
+        parts = [
+            checkpoint(
+                self.geometry,
+                part,
+                output_normal=normals,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for part in positions.split(size)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _accumulate(
+        self, weights: Tensor, values: Tensor | None, samples: Samples, n_rays: int
+    ) -> Tensor:
+        return accumulate(weights, values, samples, n_rays, self.cfg.backend)
+
+    def _normal_picture(
+        self, weights: Tensor, normals: Tensor, image: dict[str, Tensor], samples: Samples
+    ) -> Tensor:
+        """Mean normal of each ray as a colour in [0, 1], black where the ray is empty: (R, 3)."""
+        opacity = image["opacity"]
+        total = self._accumulate(weights, normals, samples, len(opacity))
+        return (F.normalize(total, dim=-1) + 1) / 2 * opacity
 
     @torch.no_grad()
     def _sample(self, rays_o: Tensor, rays_d: Tensor) -> Samples:
@@ -205,34 +267,66 @@ class NeRFVolumeRenderer(BaseModule):
             near=cfg.near_plane,
             far=cfg.far_plane,
             jitter=self.randomized,
+            capacity=self.capacity if self.training else None,
+            backend=cfg.backend,
         )
         if not (cfg.grid_prune and cfg.prune_alpha_threshold):
             return samples
-        density = self.geometry.forward_density(samples.positions(rays_o, rays_d)).squeeze(-1)
         threshold = self.estimator.occs.mean().clamp(max=ALPHA_THRESHOLD)
-        return samples.select(visible(density, samples, len(rays_o), threshold))
-
-    def _perturbed_normals(self, positions: Tensor) -> Tensor:
-        moved = positions + torch.randn_like(positions) * NORMAL_PERTURBATION
-        normals: Tensor = self.geometry(moved, output_normal=True)["normal"]
-        return normals
-
-    def _step_opacity(self, points: Tensor) -> Tensor:
-        density: Tensor = self.geometry.forward_density(points)
-        return density.squeeze(-1) * self.render_step_size
+        positions = samples.positions(rays_o, rays_d)
+        seen = self.visible(samples, positions, len(rays_o), threshold)
+        if samples.overflow is not None:
+            return samples.select(seen, self.capacity, len(rays_o))
+        return samples.select(seen)
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         """Look at the occupancy again, once per training step at most."""
+        self._follow_schedules(epoch, global_step)
         stale = global_step != self._updated_at
         if self.cfg.grid_prune and self.training and stale and not on_load_weights:
             self._updated_at = global_step
-            self.estimator.update(global_step, self._step_opacity)
+            self.estimator.update(global_step, self.step_opacity)
 
 
-def _normal_picture(
-    weights: Tensor, normals: Tensor, image: dict[str, Tensor], samples: Samples
-) -> Tensor:
-    """Mean normal of each ray as a colour in [0, 1], black where the ray is empty: (R, 3)."""
-    opacity = image["opacity"]
-    mean = F.normalize(accumulate(weights, normals, samples.ray_indices, len(opacity)), dim=-1)
-    return (mean + 1) / 2 * opacity
+@register("nerf-volume-renderer")
+class NeRFVolumeRenderer(VolumeRenderer):
+    """Rendering of a density: ``alpha = 1 - exp(-density dt)`` (NeRF)."""
+
+    @dataclass
+    class Config(VolumeRenderer.Config):
+        return_comp_normal: bool = False
+        return_normal_perturb: bool = False
+        proposal_network_config: dict | None = None
+        prop_optimizer_config: dict | None = None
+        prop_scheduler_config: dict | None = None
+        num_samples_per_ray_proposal: int = 64
+
+    where = "nerf-volume-renderer"
+
+    @property
+    def returns_normals(self) -> bool:  # type: ignore[override]
+        return self.cfg.return_comp_normal
+
+    def weights(self, fields: dict[str, Tensor], samples: Samples, rays_d: Tensor) -> Tensor:
+        density = fields["density"].squeeze(-1)
+        return render_weights(density, samples, len(rays_d), self.cfg.backend)[0]
+
+    def visible(
+        self, samples: Samples, positions: Tensor, n_rays: int, threshold: Tensor
+    ) -> Tensor:
+        parts = positions.split(DENSITY_CHUNK)
+        density = torch.cat([self.geometry.forward_density(part) for part in parts]).squeeze(-1)
+        return visible(density, samples, n_rays, threshold, self.cfg.backend)
+
+    def step_opacity(self, points: Tensor) -> Tensor:
+        density: Tensor = self.geometry.forward_density(points)
+        return density.squeeze(-1) * self.render_step_size
+
+    def _render_rays(
+        self, rays_o: Tensor, rays_d: Tensor, light: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        image, packed = super()._render_rays(rays_o, rays_d, light, kwargs)
+        if self.training and "normal" in packed and self.cfg.return_normal_perturb:
+            moved = packed["points"] + torch.randn_like(packed["points"]) * NORMAL_PERTURBATION
+            packed["normal_perturb"] = self.geometry(moved, output_normal=True)["normal"]
+        return image, packed

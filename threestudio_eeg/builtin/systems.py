@@ -267,6 +267,12 @@ class DistillationSystem(BaseLift3DSystem):
         self._finite = FiniteLosses()
         self._weights_checked = False
 
+    def on_fit_start(self) -> None:
+        """Give a fresh geometry the shape that its config asks for."""
+        fresh = not self._resumed and self.cfg.weights is None
+        if fresh and hasattr(self.geometry, "initialize_shape"):
+            self.geometry.initialize_shape()
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         out = self(batch)
         guided = self.guidance(out["comp_rgb"], self.prompt_utils, **batch, rgb_as_latents=False)

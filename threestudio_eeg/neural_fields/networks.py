@@ -1,12 +1,12 @@
 """Encodings and multilayer perceptrons by ``otype``, as threestudio's configs name them.
 
 Parameter names are threestudio's, so that its checkpoints load: an encoding's table is
-``encoding.encoding.params``, a network's weights are ``layers.{0,2,...}.weight``.
+``encoding.encoding.params``, a network's weights are ``layers.{0,2,...}.weight`` or, where it is
+tiny-cuda-nn's, ``network.params``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,17 +16,13 @@ from torch.nn import functional as F
 
 from eeg_encoder.errors import InputError
 
-from .hash_grid import HashGrid
+from . import tinycudann
+from .encodings import ENCODINGS
+from .perceptron import NETWORKS
 
 Activation = Callable[[Tensor], Tensor]
-GRID_FIELDS = (
-    "n_levels",
-    "n_features_per_level",
-    "log2_hashmap_size",
-    "base_resolution",
-    "per_level_scale",
-)
-MAX_SH_DEGREE = 4
+PROGRESSIVE = "ProgressiveBandHashGrid"
+VANILLA = "VanillaMLP"
 
 
 class _TruncatedExp(torch.autograd.Function):
@@ -75,10 +71,10 @@ def get_activation(name: str | None) -> Activation:
 class _Encoding(nn.Module):
     """Holds a codec under the attribute ``encoding``, as threestudio's wrapper does."""
 
-    def __init__(self, encoding: nn.Module, n_output_dims: int) -> None:
+    def __init__(self, encoding: tinycudann.Encoding) -> None:
         super().__init__()
         self.encoding = encoding
-        self.n_output_dims = n_output_dims
+        self.n_output_dims = encoding.n_output_dims
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.encoding(x)
@@ -99,11 +95,18 @@ class ProgressiveBandHashGrid(_Encoding):
 
     mask: Tensor
 
-    def __init__(self, grid: HashGrid, start_level: int, start_step: int, update_steps: int):
-        super().__init__(grid, grid.n_output_dims)
+    def __init__(
+        self,
+        grid: tinycudann.Encoding,
+        n_features: int,
+        start_level: int,
+        start_step: int,
+        update_steps: int,
+    ) -> None:
+        super().__init__(grid)
         self.start_level, self.start_step = start_level, start_step
         self.update_steps = update_steps
-        self.n_levels, self.n_features = grid.n_levels, grid.n_features_per_level
+        self.n_levels, self.n_features = grid.n_output_dims // n_features, n_features
         self.register_buffer("mask", torch.zeros(grid.n_output_dims), persistent=False)
         self.update_step(0, 0)
 
@@ -117,69 +120,6 @@ class ProgressiveBandHashGrid(_Encoding):
         level = min(self.start_level + opened, self.n_levels)
         self.mask.zero_()
         self.mask[: level * self.n_features] = 1
-
-
-class SphericalHarmonics(nn.Module):
-    """Real spherical harmonics of directions given in [0, 1], in tiny-cuda-nn's order and signs.
-
-    Parameters
-    ----------
-    degree
-        Number of bands, 1 to 4; the output has ``degree ** 2`` numbers.
-    """
-
-    def __init__(self, degree: int = 4) -> None:
-        super().__init__()
-        if not 1 <= degree <= MAX_SH_DEGREE:
-            raise InputError("config", "degree", degree, f"1 to {MAX_SH_DEGREE}")
-        self.degree = degree
-        self.n_output_dims = degree**2
-        self.params = nn.Parameter(torch.empty(0))
-
-    def forward(self, directions: Tensor) -> Tensor:
-        """Encode (N, 3) in [0, 1], meaning [-1, 1], to (N, degree ** 2)."""
-        x, y, z = (directions * 2 - 1).unbind(-1)
-        xx, yy, zz = x * x, y * y, z * z
-        bands = [torch.full_like(x, 0.28209479177387814)]
-        if self.degree > 1:
-            bands += [-0.4886025119029199 * y, 0.4886025119029199 * z, -0.4886025119029199 * x]
-        if self.degree > 2:
-            bands += [
-                1.0925484305920792 * x * y,
-                -1.0925484305920792 * y * z,
-                0.94617469575756 * zz - 0.31539156525252,
-                -1.0925484305920792 * x * z,
-                0.5462742152960396 * (xx - yy),
-            ]
-        if self.degree > 3:
-            bands += [
-                0.5900435899266435 * y * (yy - 3 * xx),
-                2.890611442640554 * x * y * z,
-                0.4570457994644657 * y * (1 - 5 * zz),
-                0.3731763325901154 * z * (5 * zz - 3),
-                0.4570457994644657 * x * (1 - 5 * zz),
-                1.445305721320277 * z * (xx - yy),
-                0.5900435899266435 * x * (3 * yy - xx),
-            ]
-        return torch.stack(bands, dim=-1)
-
-
-class Frequency(nn.Module):
-    """Sines and cosines of ``2**k * pi * x``, ordered by dimension, frequency, (sin, cos)."""
-
-    frequencies: Tensor
-
-    def __init__(self, n_input_dims: int, n_frequencies: int = 12) -> None:
-        super().__init__()
-        self.n_output_dims = n_input_dims * n_frequencies * 2
-        self.params = nn.Parameter(torch.empty(0))
-        scale = 2.0 ** torch.arange(n_frequencies) * math.pi
-        self.register_buffer("frequencies", scale, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Encode (N, D) to (N, D * n_frequencies * 2)."""
-        angle = x[..., None] * self.frequencies
-        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-3)
 
 
 class CompositeEncoding(nn.Module):
@@ -239,59 +179,51 @@ class VanillaMLP(nn.Module):
             return self.output_activation(self.layers(x))
 
 
-def _hash_grid(n_input_dims: int, config: Mapping[str, Any]) -> HashGrid:
-    if n_input_dims != 3:
-        raise InputError("pos_encoding_config", "n_input_dims", n_input_dims, "3 for a HashGrid")
-    return HashGrid(**{key: config[key] for key in GRID_FIELDS if key in config})
+class FlatMLP(nn.Module):
+    """tiny-cuda-nn's perceptron, its output in single precision."""
 
+    def __init__(self, n_input_dims: int, n_output_dims: int, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.network = tinycudann.Network(
+            n_input_dims, n_output_dims, config, seed=None, dtype=torch.float32, device="cpu"
+        )
 
-def _plain_hash_grid(n_input_dims: int, config: Mapping[str, Any]) -> _Encoding:
-    grid = _hash_grid(n_input_dims, config)
-    return _Encoding(grid, grid.n_output_dims)
-
-
-def _progressive_hash_grid(n_input_dims: int, config: Mapping[str, Any]) -> _Encoding:
-    schedule = (config["start_level"], config["start_step"], config["update_steps"])
-    return ProgressiveBandHashGrid(_hash_grid(n_input_dims, config), *schedule)
-
-
-def _spherical_harmonics(n_input_dims: int, config: Mapping[str, Any]) -> _Encoding:
-    codec = SphericalHarmonics(config.get("degree", 4))
-    return _Encoding(codec, codec.n_output_dims)
-
-
-def _frequency(n_input_dims: int, config: Mapping[str, Any]) -> _Encoding:
-    codec = Frequency(n_input_dims, config.get("n_frequencies", 12))
-    return _Encoding(codec, codec.n_output_dims)
-
-
-ENCODINGS: dict[str, Callable[[int, Mapping[str, Any]], _Encoding]] = {
-    "HashGrid": _plain_hash_grid,
-    "ProgressiveBandHashGrid": _progressive_hash_grid,
-    "SphericalHarmonics": _spherical_harmonics,
-    "Frequency": _frequency,
-}
-MLPS = ("VanillaMLP", "FullyFusedMLP", "CutlassMLP")
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, n_input_dims) to (N, n_output_dims)."""
+        output: Tensor = self.network(x)
+        return output
 
 
 def get_encoding(n_input_dims: int, config: Mapping[str, Any]) -> CompositeEncoding:
-    """Build the encoding that ``config["otype"]`` names.
+    """Build the encoding that ``config["otype"]`` names: tiny-cuda-nn's, or a progressive grid.
 
     Raises
     ------
     InputError
         When the name is unknown or a size is out of range.
     """
-    otype = config.get("otype")
-    if otype not in ENCODINGS:
-        expected = f"one of {', '.join(ENCODINGS)}"
-        raise InputError("encoding config", "otype", otype, expected)
-    encoding = ENCODINGS[otype](n_input_dims, config)
+    encoding: _Encoding
+    if config.get("otype") == PROGRESSIVE:
+        schedule = (config["start_level"], config["start_step"], config["update_steps"])
+        grid = _codec(n_input_dims, {**config, "otype": "HashGrid"})
+        n_features = config.get("n_features_per_level", 2)
+        encoding = ProgressiveBandHashGrid(grid, n_features, *schedule)
+    else:
+        if config.get("otype") not in ENCODINGS:
+            expected = f"one of {', '.join((*ENCODINGS, PROGRESSIVE))}"
+            raise InputError("encoding config", "otype", config.get("otype"), expected)
+        encoding = _Encoding(_codec(n_input_dims, config))
     return CompositeEncoding(encoding, n_input_dims, bool(config.get("include_xyz", False)))
 
 
-def get_mlp(n_input_dims: int, n_output_dims: int, config: Mapping[str, Any]) -> VanillaMLP:
-    """Build the network that ``config["otype"]`` names; all names give the same torch network.
+def _codec(n_input_dims: int, config: Mapping[str, Any]) -> tinycudann.Encoding:
+    return tinycudann.Encoding(n_input_dims, config, None, torch.float32, device="cpu")
+
+
+def get_mlp(
+    n_input_dims: int, n_output_dims: int, config: Mapping[str, Any]
+) -> VanillaMLP | FlatMLP:
+    """Build the network that ``config["otype"]`` names: ``VanillaMLP``, or tiny-cuda-nn's.
 
     Raises
     ------
@@ -299,8 +231,11 @@ def get_mlp(n_input_dims: int, n_output_dims: int, config: Mapping[str, Any]) ->
         When the name or the hidden activation is unknown.
     """
     otype = config.get("otype")
-    if otype not in MLPS:
-        raise InputError("mlp_network_config", "otype", otype, f"one of {', '.join(MLPS)}")
+    if otype in NETWORKS:
+        return FlatMLP(n_input_dims, n_output_dims, config)
+    if otype != VANILLA:
+        expected = f"one of {', '.join((VANILLA, *NETWORKS))}"
+        raise InputError("mlp_network_config", "otype", otype, expected)
     activation = config.get("activation", "ReLU")
     if activation != "ReLU":
         raise InputError("mlp_network_config", "activation", activation, "ReLU")

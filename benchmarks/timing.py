@@ -1,0 +1,52 @@
+"""Timing for the benchmarks: medians by CUDA events, and the device's memory bandwidth."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+COPY_BYTES = {"cuda": 1 << 31, "cpu": 1 << 26}
+
+
+def median_ms(
+    step: Callable[[], object], device: str, repeats: int = 20, warm_up: int = 3
+) -> float:
+    """Median time of ``step`` in milliseconds, by events on a GPU, else by the wall clock."""
+    for _ in range(warm_up):
+        step()
+    if not device.startswith("cuda"):
+        return statistics.median(_wall_ms(step) for _ in range(repeats))
+    marks = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        step()
+        end.record()
+        marks.append((begin, end))
+    torch.cuda.synchronize()
+    return statistics.median(begin.elapsed_time(end) for begin, end in marks)
+
+
+def _wall_ms(step: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    step()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def bandwidth(device: str) -> float:
+    """Bytes read and written per second by a large copy."""
+    source = torch.empty(COPY_BYTES[device.split(":")[0]], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = median_ms(lambda: target.copy_(source), device, 10) / 1e3
+    return 2 * source.numel() / seconds
+
+
+def machine(device: str) -> dict[str, str]:
+    """What the figures were measured on."""
+    on_gpu = device.startswith("cuda")
+    name = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
+    return {"device": name, "torch": torch.__version__, "python": platform.python_version()}

@@ -1,0 +1,114 @@
+"""``volume-grid``: density and features on a dense lattice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eeg_encoder.errors import InputError
+from threestudio_eeg.neural_fields.networks import get_activation
+
+from .isosurface import ImplicitGeometry, contract_to_unit_box
+from .normals import FINITE_DIFFERENCES, finite_difference_slope
+from .registry import register
+
+NORMAL_STEP = 1e-3
+NORMAL_TYPES = (None, "pred", *FINITE_DIFFERENCES)
+
+
+@register("volume-grid")
+class VolumeGrid(ImplicitGeometry):
+    """Density and features by trilinear interpolation of one grid, without any network.
+
+    The grid's axes are z, y, x, and its cells' centres carry the values, as in threestudio, whose
+    weights fit. ``density_bias: blob`` starts with a ball.
+    """
+
+    @dataclass
+    class Config(ImplicitGeometry.Config):
+        grid_size: tuple[int, int, int] = (100, 100, 100)
+        n_feature_dims: int = 3
+        density_activation: str | None = "softplus"
+        density_bias: Any = "blob"
+        density_blob_scale: float = 5.0
+        density_blob_std: float = 0.5
+        normal_type: str | None = "finite_difference"
+        isosurface_threshold: Any = "auto"
+
+    where = "volume-grid"
+
+    def configure(self, *args: Any, **kwargs: Any) -> None:
+        super().configure()
+        cfg = self.cfg
+        self._check_config()
+        size = tuple(cfg.grid_size)
+        self.grid = nn.Parameter(torch.zeros(1, 1 + cfg.n_feature_dims, *size))
+        if cfg.density_bias == "blob":
+            self.register_buffer("density_scale", torch.tensor(0.0))
+        else:
+            self.density_scale = nn.Parameter(torch.tensor(0.0))
+        if cfg.normal_type == "pred":
+            self.normal_grid = nn.Parameter(torch.zeros(1, 3, *size))
+        self.density_activation = get_activation(cfg.density_activation)
+
+    def _check_config(self) -> None:
+        cfg = self.cfg
+        if cfg.normal_type not in NORMAL_TYPES:
+            expected = f"one of {', '.join(str(t or 'null') for t in NORMAL_TYPES)}"
+            raise InputError(self.where, "normal_type", cfg.normal_type, expected)
+        if isinstance(cfg.density_bias, str) and cfg.density_bias != "blob":
+            raise InputError(self.where, "density_bias", cfg.density_bias, "a number or blob")
+        if len(cfg.grid_size) != 3 or min(cfg.grid_size) < 1:
+            raise InputError(self.where, "grid_size", cfg.grid_size, "three positive whole numbers")
+
+    def density_bias(self, points: Tensor) -> Tensor | float:
+        """Bias of the raw density at points (..., 3) of the world: (..., 1), or a number."""
+        cfg = self.cfg
+        if cfg.density_bias != "blob":
+            return float(cfg.density_bias)
+        distance = points.detach().norm(dim=-1, keepdim=True)
+        return cfg.density_blob_scale * (1 - distance / cfg.density_blob_std)
+
+    def _look_up(self, points: Tensor, grid: Tensor) -> Tensor:
+        """Values (..., C) of a grid (1, C, D, H, W) at world positions (..., 3)."""
+        place = contract_to_unit_box(points, self.bbox) * 2 - 1
+        values = F.grid_sample(grid, place.reshape(1, 1, 1, -1, 3), align_corners=False)
+        return values.reshape(grid.shape[1], -1).T.reshape(*points.shape[:-1], grid.shape[1])
+
+    def _density(self, points: Tensor, raw: Tensor) -> Tensor:
+        return self.density_activation(raw * self.density_scale.exp() + self.density_bias(points))
+
+    def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
+        """``density`` (..., 1), ``features`` (..., F) at world positions (..., 3), and normals."""
+        values = self._look_up(points, self.grid)
+        output = {"density": self._density(points, values[..., :1]), "features": values[..., 1:]}
+        if output_normal and self.cfg.normal_type is not None:
+            output["normal"] = output["shading_normal"] = self._normal(points, output["density"])
+        return output
+
+    def _normal(self, points: Tensor, density: Tensor) -> Tensor:
+        kind = self.cfg.normal_type
+        if kind == "pred":
+            return F.normalize(self._look_up(points, self.normal_grid), dim=-1)
+        slope = finite_difference_slope(
+            kind, self.forward_density, points, density, eps=NORMAL_STEP, radius=self.cfg.radius
+        )
+        return -F.normalize(slope, dim=-1)
+
+    def forward_density(self, points: Tensor) -> Tensor:
+        """Density (..., 1) at world positions (..., 3)."""
+        return self._density(points, self._look_up(points, self.grid[:, :1]))
+
+    def forward_level(self, points: Tensor) -> Tensor:
+        """The density."""
+        return self.forward_density(points)
+
+    def export(self, points: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+        """Features at world positions, for texturing: ``features`` (..., n_feature_dims)."""
+        if self.cfg.n_feature_dims == 0:
+            return {}
+        return {"features": self._look_up(points, self.grid[:, 1:])}
