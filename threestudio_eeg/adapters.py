@@ -1,21 +1,125 @@
 """Low-rank adapters and a camera embedding on a frozen U-Net, which stays usable without them.
 
 VSD needs two noise predictors: the frozen teacher, and one that follows the renders. Here both
-are one network: outside :meth:`CameraLoRA.forward` the U-Net is bit for bit what it was.
+are one network: outside :meth:`CameraLoRA.forward` the U-Net is bit for bit what it was. A batch
+may hold samples of both, and of several objects with adapters of their own (:class:`Route`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
 CAMERA_NUMBERS = 16
-ADAPTER = "default"
+
+
+class Route:
+    """Which samples of a batch go through which adapter; one object for all layers of a network.
+
+    Attributes
+    ----------
+    first
+        Samples before it see the bare network, the others adapters; None where all are bare.
+    which
+        Adapter of each sample from ``first`` on, (B - first,); None where there is only one.
+    """
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self.which: Tensor | None = None
+
+    @contextmanager
+    def set(self, first: int | None, which: Tensor | None) -> Iterator[None]:
+        """Hold this route for a while."""
+        before = self.first, self.which
+        self.first, self.which = first, which
+        try:
+            yield
+        finally:
+            self.first, self.which = before
+
+
+class StackedLinear(nn.Module):
+    """n linear maps of the same size, of which every sample goes through its own.
+
+    ``weight`` is (n, out, in) and ``bias`` (n, out); each map starts as an ``nn.Linear``.
+    """
+
+    def __init__(self, n: int, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        maps = [nn.Linear(inputs, outputs, bias) for _ in range(n)]
+        self.weight = nn.Parameter(torch.stack([m.weight.detach() for m in maps]))
+        self.bias = nn.Parameter(torch.stack([m.bias.detach() for m in maps])) if bias else None
+
+    def forward(self, x: Tensor, which: Tensor) -> Tensor:
+        """Map x (B, L, in), sample b by map ``which[b]``, to (B, L, out), in the precision of x."""
+        out = x @ self.weight.index_select(0, which).to(x.dtype).mT
+        if self.bias is None:
+            return out
+        return out + self.bias.index_select(0, which).to(x.dtype)[:, None]
+
+
+def _linear(n: int, inputs: int, outputs: int, bias: bool = False) -> nn.Module:
+    """One map has threestudio's shapes in the state dict: no dimension for the adapter."""
+    if n == 1:
+        return nn.Linear(inputs, outputs, bias)
+    return StackedLinear(n, inputs, outputs, bias)
+
+
+def _map(linear: Any, x: Tensor, which: Tensor | None) -> Tensor:
+    """Apply one map, or each sample's own, in the precision of x (B, L, in)."""
+    if isinstance(linear, StackedLinear):
+        assert which is not None
+        return linear(x, which)
+    bias = None if linear.bias is None else linear.bias.to(x.dtype)
+    return F.linear(x, linear.weight.to(x.dtype), bias)
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer with low-rank adapters beside it (Hu et al. 2021).
+
+    ``base(x)`` for the samples that the route leaves bare, ``base(x) + up(down(x))`` for the
+    others. The adapters' weights are float32; their product is computed in the precision of x.
+    They start as peft's with ``init_lora_weights="gaussian"``: ``up`` is zero.
+
+    Parameters
+    ----------
+    base
+        The layer, from (B, L, in) to (B, L, out).
+    rank
+        r, the width between ``down`` and ``up``.
+    n
+        Number of adapters.
+    route
+        Which sample goes through which.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, n: int, route: Route) -> None:
+        super().__init__()
+        self.base = base
+        self.down = _linear(n, base.in_features, rank)
+        self.up = _linear(n, rank, base.out_features)
+        for parameter in self.down.parameters():
+            nn.init.normal_(parameter, std=1 / rank)
+        for parameter in self.up.parameters():
+            nn.init.zeros_(parameter)
+        self.to(base.weight.device)
+        self._route = route
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, L, in) to (B, L, out)."""
+        out = self.base(x)
+        first = self._route.first
+        if first is None:
+            return out
+        delta = _map(self.up, _map(self.down, x[first:], self._route.which), self._route.which)
+        return out + delta if first == 0 else torch.cat([out[:first], out[first:] + delta])
 
 
 class CameraEmbedding(nn.Module):
@@ -25,21 +129,41 @@ class CameraEmbedding(nn.Module):
     ----------
     width
         Width of the time embedding, to which the output is added. 1,661,440 parameters at 1280.
+    n
+        Number of embeddings, one an adapter.
     """
 
-    def __init__(self, width: int) -> None:
-        from diffusers.models.embeddings import TimestepEmbedding
-
+    def __init__(self, width: int, n: int = 1) -> None:
         super().__init__()
-        self.module = TimestepEmbedding(CAMERA_NUMBERS, width)
+        self.module = nn.ModuleDict(
+            {
+                "linear_1": _linear(n, CAMERA_NUMBERS, width, bias=True),
+                "linear_2": _linear(n, width, width, bias=True),
+            }
+        )
+
+    def forward(self, camera: Tensor, which: Tensor | None = None) -> Tensor:
+        """Embed cameras (B, 16); the result (B, width) is float32."""
+        hidden = _map(self.module["linear_1"], camera.float()[:, None], which)
+        return _map(self.module["linear_2"], F.silu(hidden), which)[:, 0]
+
+
+class RoutedCameras(nn.Module):
+    """The camera embedding as a U-Net's class embedding: zero for the samples left bare."""
+
+    def __init__(self, embedding: CameraEmbedding, route: Route) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self._route = route
 
     def forward(self, camera: Tensor) -> Tensor:
-        """Embed cameras (B, 16); the result (B, width) is float32."""
-        return self.module(camera.float())
+        """Embed cameras (B - first, 16) of the samples with adapters; the result is (B, width)."""
+        embedded = self.embedding(camera, self._route.which)
+        return F.pad(embedded, (0, 0, self._route.first or 0, 0))
 
 
 class CameraLoRA(nn.Module):
-    """A U-Net's second noise predictor: rank-r LoRA (Hu et al. 2021) and camera conditioning.
+    """A U-Net's second noise predictor: rank-r LoRA and camera conditioning.
 
     The adapters sit on the query, key, value and output projections of every attention block
     (797,184 parameters at rank 4 on Stable Diffusion 1.5's U-Net), in float32 whatever the
@@ -57,17 +181,22 @@ class CameraLoRA(nn.Module):
         diffusers' ``UNet2DConditionModel``, frozen. It is changed in place.
     rank
         r; the adapters are ``x + up(down(x))`` without further scaling.
+    n_adapters
+        Adapters, camera embeddings included, for as many objects side by side. With more than one
+        every tensor in the state dict has a first dimension for the adapter.
     """
 
-    def __init__(self, unet: Any, rank: int = 4) -> None:
+    def __init__(self, unet: Any, rank: int = 4, n_adapters: int = 1) -> None:
         super().__init__()
         self._frozen = (unet,)
-        self._tuners = _inject(unet, rank)
-        self.lora_layers = _lora_layers(unet)
-        self.camera_embedding = CameraEmbedding(unet.time_embedding.linear_1.out_features)
+        self._route = Route()
+        self.lora_layers = _inject(unet, rank, n_adapters, self._route)
+        self.camera_embedding = CameraEmbedding(
+            unet.time_embedding.linear_1.out_features, n_adapters
+        )
         self.camera_embedding.to(next(unet.parameters()).device)
         self.requires_grad_(True)
-        self._switch(False)
+        self._class_embedding = (RoutedCameras(self.camera_embedding, self._route),)
 
     @property
     def unet(self) -> Any:
@@ -75,7 +204,13 @@ class CameraLoRA(nn.Module):
         return self._frozen[0]
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, context: Tensor, camera: Tensor
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        camera: Tensor,
+        which: Tensor | None = None,
+        bare: int = 0,
     ) -> Tensor:
         """Predict the noise with adapters and camera.
 
@@ -88,60 +223,69 @@ class CameraLoRA(nn.Module):
         context
             (B, L, D).
         camera
-            (B, 16); zeros mean no camera.
+            (B - bare, 16); zeros mean no camera.
+        which
+            (B - bare,): the adapter of each sample; needed with several adapters only.
+        bare
+            Samples at the front of the batch that see neither adapters nor camera: the teacher's.
 
         Returns
         -------
         Tensor
             (B, 4, h, w).
         """
-        with self._active():
+        with self._active(bare, which):
             return self.unet(
                 latents, timesteps, encoder_hidden_states=context, class_labels=camera
             ).sample
 
+    def checkpointing(self) -> Callable[..., Any]:
+        """Return what diffusers takes as its checkpointing function, for this network.
+
+        The activations of a block are computed again in the backward pass, when the adapters are
+        off already: the route of the forward pass is held for that time.
+        """
+        from torch.utils.checkpoint import checkpoint
+
+        def run(block: Any, *arguments: Any) -> Any:
+            options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+            if not torch.compiler.is_compiling():
+                first, which = self._route.first, self._route.which
+                options["context_fn"] = lambda: (nullcontext(), self._route.set(first, which))
+            return checkpoint(block.__call__, *arguments, **options)
+
+        return run
+
     @contextmanager
-    def _active(self) -> Iterator[None]:
-        self._switch(True)
-        try:
-            yield
-        finally:
-            self._switch(False)
-
-    def _switch(self, on: bool) -> None:
-        # peft's own enable_adapters(False) clears requires_grad, and a leaf without it drops the
-        # gradient of a graph that is still to be walked. The flag alone is what forward reads.
-        for tuner in self._tuners:
-            tuner._disable_adapters = not on
-        self.unet.class_embedding = self.camera_embedding if on else None
+    def _active(self, bare: int, which: Tensor | None) -> Iterator[None]:
+        with self._route.set(bare, which):
+            self.unet.class_embedding = self._class_embedding[0]
+            try:
+                yield
+            finally:
+                self.unet.class_embedding = None
 
 
-def _inject(unet: Any, rank: int) -> list[Any]:
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        target_modules=list(PROJECTIONS.values()),
-        init_lora_weights="gaussian",
-    )
-    inject_adapter_in_model(config, unet, adapter_name=ADAPTER)
-    return [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
+def adapter_state(state: dict[str, Tensor], adapter: int) -> dict[str, Tensor]:
+    """State dict of one adapter, as a network with only one has it, out of one with several."""
+    return {name: tensor[adapter] for name, tensor in state.items()}
 
 
-def _lora_layers(unet: Any) -> nn.ModuleDict:
-    blocks = [
-        _attention_adapters(unet.get_submodule(name.removesuffix(".processor")))
-        for name in unet.attn_processors
-    ]
-    return nn.ModuleDict({"layers": nn.ModuleList(blocks)})
+def _inject(unet: Any, rank: int, n: int, route: Route) -> nn.ModuleDict:
+    """Put the adapters into every attention block; return them by block and projection."""
+    paths = tuple(PROJECTIONS.values())
+    found = [name for name, _ in unet.named_modules() if name.endswith(paths)]
+    for name in found:
+        parent, _, child = name.rpartition(".")
+        adapted = AdaptedLinear(unet.get_submodule(name), rank, n, route)
+        setattr(unet.get_submodule(parent), child, adapted)
+    blocks = [unet.get_submodule(name.removesuffix(".processor")) for name in unet.attn_processors]
+    return nn.ModuleDict({"layers": nn.ModuleList(_adapters_of(block) for block in blocks)})
 
 
-def _attention_adapters(attention: nn.Module) -> nn.ModuleDict:
+def _adapters_of(attention: nn.Module) -> nn.ModuleDict:
     adapters = nn.ModuleDict()
     for name, path in PROJECTIONS.items():
-        tuner: Any = attention.get_submodule(path)
-        pair = {"down": tuner.lora_A[ADAPTER], "up": tuner.lora_B[ADAPTER]}
-        adapters[f"{name}_lora"] = nn.ModuleDict(pair).to(torch.float32)
+        adapted: Any = attention.get_submodule(path)
+        adapters[f"{name}_lora"] = nn.ModuleDict({"down": adapted.down, "up": adapted.up})
     return adapters

@@ -14,6 +14,39 @@ from eeg_encoder.errors import InputError
 WEIGHTINGS = ("sds", "uniform", "x0")
 
 
+@dataclass
+class Draws:
+    """The random numbers of a step on B views: with them the step is a plain function.
+
+    Attributes
+    ----------
+    posterior
+        (B, C, h, w), picks the sample of the VAE's posterior; None for its mean.
+    t, noise
+        Timesteps (B,) and noise (B, C, h, w) at which the scores are compared.
+    lora_t, lora_noise
+        Those at which the LoRA is trained, (kB,) and (kB, C, h, w); None where it shares them.
+    lora_camera_kept
+        (kB, 1), false where the LoRA is trained without the camera; None to keep all.
+    """
+
+    posterior: Tensor | None
+    t: Tensor
+    noise: Tensor
+    lora_t: Tensor | None = None
+    lora_noise: Tensor | None = None
+    lora_camera_kept: Tensor | None = None
+
+
+@dataclass
+class Noised:
+    """Latents (B, C, h, w) with noise added at timesteps ``t`` (B,)."""
+
+    latents: Tensor
+    noise: Tensor
+    t: Tensor
+
+
 @dataclass(frozen=True)
 class NoiseSchedule:
     """A base model's schedule: ``x_t = sqrt(abar_t) x + sqrt(1 - abar_t) eps``.

@@ -1,0 +1,56 @@
+"""Options of a pipeline's networks that change memory and time, and results by rounding only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def prepare_networks(
+    pipeline: Any,
+    *,
+    channels_last: bool = False,
+    unet_checkpointing: Callable[..., Any] | None = None,
+    vae_checkpointing: bool = False,
+    vae_slicing: bool = False,
+    compile_mode: str | None = None,
+) -> None:
+    """Set up U-Net and VAE in place.
+
+    Parameters
+    ----------
+    pipeline
+        With ``unet`` and ``vae``.
+    channels_last
+        Weights of convolutions, and so activations, with channels innermost.
+    unet_checkpointing
+        diffusers' checkpointing function for the U-Net; None keeps its activations.
+    vae_checkpointing
+        Compute the VAE's activations again in the backward pass.
+    vae_slicing
+        Encode one picture of a batch at a time.
+    compile_mode
+        torch.compile's mode for the U-Net and the VAE's encoder; None leaves them eager. Shapes are
+        static: other shapes are compiled anew.
+    """
+    if channels_last:
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vae.to(memory_format=torch.channels_last)
+    if unet_checkpointing is not None:
+        pipeline.unet.enable_gradient_checkpointing(unet_checkpointing)
+    if vae_checkpointing:
+        pipeline.vae.enable_gradient_checkpointing(_checkpoint)
+    if vae_slicing:
+        pipeline.vae.enable_slicing()
+    if compile_mode is not None:
+        for network in (pipeline.unet, pipeline.vae.encoder):
+            network.compile(mode=compile_mode, dynamic=False)
+
+
+def _checkpoint(block: Any, *arguments: Any) -> Any:
+    """Checkpoint without saving random states, which a recording could not read."""
+    from torch.utils.checkpoint import checkpoint
+
+    return checkpoint(block.__call__, *arguments, use_reentrant=False, preserve_rng_state=False)
