@@ -351,14 +351,14 @@ def test_a_conditioning_file_that_does_not_fit(world, tmp_path, make, field, wor
         ("seed", "command line", "override:", "key=value"),
         ("seed=[1", "command line", "override:", "YAML"),
         ("seed=many", "", "seed:", "many"),
-        ("data.hieght=8", "random-camera-datamodule", "hieght:", "height"),
+        ("data.hieght=8", "tiny.yaml", "hieght:", "height"),
         ("data.batch_size=[1,2]", "random-camera-datamodule", "batch_size:", "2 value(s)"),
-        ("system.guidance.guidance_scal=3", "eeg-vsd-guidance", "guidance_scal:", "guidance_scale"),
-        ("system.geometry_type=implicit-volum", "registry", "module name:", "implicit-volume"),
+        ("system.guidance.guidance_scal=3", "tiny.yaml", "guidance_scal:", "guidance_scale"),
+        ("system.geometry_type=implicit-volum", "tiny.yaml", "geometry_type:", "implicit-volume"),
         (
             "system_type=eeg-prolificdreamer",
-            "registry",
-            "module name:",
+            "tiny.yaml",
+            "system_type:",
             "eeg-prolificdreamer-system",
         ),
         ("system.prompt_processor.trial=3", "eeg.safetensors", "trial:", "0 to 2"),
@@ -377,7 +377,7 @@ def test_an_experiment_with_bad_settings(world, tmp_path, override, where, field
 def test_the_shipped_experiment_asks_for_a_conditioning_file(tmp_path):
     refused(
         app, "launch", "--config", "phantom/eeg.yaml", "--train", f"exp_root_dir={tmp_path}",
-        where="eeg.yaml", field="system.prompt_processor.conditioning:", words="a value",
+        where="eeg.yaml", field="conditioning:", words="a value",
     )  # fmt: skip
     assert not files_in(tmp_path)
 

@@ -25,11 +25,13 @@ phantom = typer.Typer(
 app.add_typer(phantom, name="phantom")
 
 DEVICE = typer.Option(help="auto, cpu or cuda.")
+THREESTUDIO = typer.Argument(help="A checkout of threestudio.")
 SEED = typer.Option(help="Of everything random.")
 PIPELINE = typer.Option(help="Pipeline folder, or phantom for the one that ships.")
 CATEGORIES = typer.Option("--category", help="Only this category; may be given again.")
 OptionalPath = Optional[Path]  # noqa: UP045
 OptionalInt = Optional[int]  # noqa: UP045
+OptionalText = Optional[str]  # noqa: UP045
 Words = Optional[list[str]]  # noqa: UP045
 
 
@@ -78,7 +80,10 @@ def demo(
     epilog="Examples: threestudio-eeg launch --config phantom/eeg.yaml --train "
     "system.prompt_processor.conditioning=test.safetensors system.prompt_processor.trial=0 · "
     "threestudio-eeg launch --config RUN/configs/parsed.yaml --export "
-    "resume=RUN/ckpts/last.ckpt system.exporter.fmt=glb"
+    "resume=RUN/ckpts/last.ckpt system.exporter.fmt=glb · "
+    "threestudio-eeg launch --host upstream --threestudio threestudio "
+    "--config eeg-prolificdreamer.yaml --config representation/implicit-sdf.yaml --train "
+    "system.prompt_processor.conditioning=test.safetensors"
 )
 def launch(
     config: Annotated[
@@ -90,22 +95,88 @@ def launch(
     validate: Annotated[bool, typer.Option("--validate", help="A few views.")] = False,
     test: Annotated[bool, typer.Option("--test", help="The turntable film.")] = False,
     export: Annotated[bool, typer.Option("--export", help="The mesh.")] = False,
+    host: Annotated[
+        OptionalText,
+        typer.Option(
+            help="builtin (the embedded host) or upstream (threestudio itself). Default: what "
+            "THREESTUDIO_EEG_HOST says, else upstream where there is one, else builtin."
+        ),
+    ] = None,
+    threestudio: Annotated[
+        OptionalPath,
+        typer.Option(help="Checkout for upstream; default THREESTUDIO_ROOT, else the installed."),
+    ] = None,
     device: Annotated[str, DEVICE] = "auto",
+    gpu: Annotated[
+        OptionalText, typer.Option(help="Which GPU; CUDA_VISIBLE_DEVICES, if set, wins.")
+    ] = None,
 ) -> None:
-    """Run an experiment as threestudio's launch.py does: exactly one of the four modes."""
+    """Run an experiment as threestudio's launch.py does: exactly one of the four modes.
+
+    A later file that names another `<part>_type` starts `<part>` afresh, on both hosts.
+    """
     with one_line_errors():
         modes = {"train": train, "validate": validate, "test": test, "export": export}
         chosen = [mode for mode, wanted in modes.items() if wanted]
         if len(chosen) != 1:
             found = " and ".join(f"--{mode}" for mode in chosen) or "no mode"
             raise InputError("command line", "mode", found, f"one of --{', --'.join(modes)}")
-        _embedded_host()
-        from .builtin.launch import launch as run
-        from .experiments import experiment_config
+        from .launching.choice import choose_host
+        from .launching.command import launch_on
 
-        files = [experiment_config(name) for name in config]
-        folder = run(chosen[0], files, overrides or [], device=device)  # type: ignore[arg-type]
+        choice = choose_host(host, threestudio)
+        folder = launch_on(
+            choice, chosen[0], config, overrides or [], device=device, gpu=gpu, say=typer.echo
+        )
         typer.echo(f"trial: {folder}")
+
+
+@app.command(epilog="Example: threestudio-eeg link threestudio")
+def link(threestudio: Annotated[Path, THREESTUDIO]) -> None:
+    """Let `python launch.py` in a checkout load this extension, by one file in its custom/."""
+    with one_line_errors():
+        from .launching import linking
+        from .launching.checkout import threestudio_at
+
+        typer.echo(linking.link(threestudio_at(threestudio)))
+
+
+@app.command(epilog="Example: threestudio-eeg unlink threestudio")
+def unlink(threestudio: Annotated[Path, THREESTUDIO]) -> None:
+    """Remove what `link` wrote."""
+    with one_line_errors():
+        from .launching import linking
+        from .launching.checkout import threestudio_at
+
+        typer.echo(linking.unlink(threestudio_at(threestudio)))
+
+
+@app.command(epilog="Example: threestudio-eeg doctor --threestudio threestudio --device cuda")
+def doctor(
+    threestudio: Annotated[
+        OptionalPath,
+        typer.Option(help="Checkout to look at; default THREESTUDIO_ROOT, else the installed."),
+    ] = None,
+    host: Annotated[OptionalText, typer.Option(help="builtin or upstream, as in launch.")] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Say what this Python can run: versions, host, remedies, what is missing and how to get it.
+
+    The exit code is 1 when something is missing that the host needs.
+    """
+    with one_line_errors():
+        import json
+
+        from .launching.doctor import examine
+
+        diagnosis = examine(threestudio, device, host)
+        if as_json:
+            typer.echo(json.dumps(diagnosis.as_json(), indent=2))
+        else:
+            typer.echo("\n".join(diagnosis.lines()))
+        if not diagnosis.healthy:
+            raise typer.Exit(1)
 
 
 @app.command(
@@ -118,7 +189,7 @@ def evaluate(
         OptionalPath, typer.Option(help="objects.json of a phantom recording: the truth.")
     ] = None,
     stimulus: Annotated[
-        Optional[str],  # noqa: UP045
+        OptionalText,
         typer.Option(help="What was seen; default the run's own record."),
     ] = None,
     out: Annotated[
@@ -351,7 +422,7 @@ def phantom_judge_prior(
 
 
 def _embedded_host() -> None:
-    """These commands drive the embedded host unless the environment says otherwise."""
+    """The demo drives the embedded host unless the environment says otherwise."""
     os.environ.setdefault("THREESTUDIO_EEG_HOST", "builtin")
 
 

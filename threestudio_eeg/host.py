@@ -88,6 +88,19 @@ def choose() -> str:
     return "upstream"
 
 
+def settle(host: str) -> None:
+    """Decide the host before anything asks for it, whatever the environment said.
+
+    Raises
+    ------
+    InputError
+        When this process has another one already.
+    """
+    if choose.cache_info().currsize and choose() != host:
+        raise InputError("process", "host", f"{choose()}, in use", f"{host} in another process")
+    os.environ[VARIABLE] = host
+
+
 def _installed() -> bool:
     spec = importlib.util.find_spec("threestudio")
     return spec is not None and spec.origin is not None

@@ -55,6 +55,9 @@ COMMANDS = (
     ["demo"],
     ["launch"],
     ["evaluate"],
+    ["link"],
+    ["unlink"],
+    ["doctor"],
     *(["phantom", c] for c in ("recording", "objects", "pictures", "basis", "train-prior")),
     ["phantom", "judge-prior"],
 )
@@ -141,7 +144,7 @@ def test_evaluate_needs_a_run(world, tmp_path):
     [
         (["--config", "phantom/eeg.yaml"], "no mode"),
         (["--config", "phantom/eeg.yaml", "--train", "--test"], "--train and --test"),
-        (["--config", "phantom/egg.yaml", "--train"], "phantom/eeg.yaml, phantom/prior.yaml"),
+        (["--config", "phantom/egg.yaml", "--train"], "phantom/eeg.yaml, phantom/"),
         (["--config", "phantom/eeg.yaml", "--train"], "conditioning"),
         (["--config", "phantom/text.yaml", "--train", "system.lss.x=1"], "lss"),
         (["--config", "phantom/text.yaml", "--train", "trainer.max_step=1"], "max_steps"),
@@ -293,10 +296,10 @@ def test_judge_prior_scores_every_protocol(world):
 
 
 def test_a_type_changed_on_the_command_line_leaves_the_tag_alone(tmp_path):
-    changed = "system.prompt_processor_type=nothing-of-the-kind"
-    ask = ("launch", "--config", "phantom/eeg.yaml", "--train", "--device", "cpu", changed)
-    fails(run(*ask, "tag=x", f"exp_root_dir={tmp_path}"), "nothing-of-the-kind")
-    fails(run(*ask, f"exp_root_dir={tmp_path}"), "tag")
+    changed = "system.prompt_processor_type=stable-diffusion-prompt-processor"
+    ask = ("launch", "--config", "phantom/eeg.yaml", "--train", "--device", "cpu")
+    fails(run(*ask, "tag=x", f"exp_root_dir={tmp_path}", f"{changed}-x"), f"{changed[29:]}-x")
+    fails(run(*ask, f"exp_root_dir={tmp_path}", changed), "tag")
 
 
 def test_the_text_baseline_differs_in_the_prompt_alone():
