@@ -14,6 +14,7 @@ REGISTERED = (
     "eeg-sds-guidance",
     "eeg-vsd-guidance",
     "eeg-prolificdreamer-system",
+    "eeg-system",
 )
 
 

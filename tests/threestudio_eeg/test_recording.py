@@ -118,7 +118,7 @@ def test_a_stimulus_does_not_depend_on_what_else_is_shown(recording, pipeline, t
         stimulus = instance.stimulus
         one, other = (picture_path(r.pictures, stimulus) for r in (part, recording))
         assert one.read_bytes() == other.read_bytes()
-        assert torch.equal(embedding, recording.embeddings[row])
+        torch.testing.assert_close(embedding, recording.embeddings[row])
     responses = [Subject(EEG, code, 1).response(code(r.embeddings)) for r in (part, recording)]
     rows = [recording.instances.index(instance) for instance in part.instances]
     torch.testing.assert_close(responses[0], responses[1][rows])
