@@ -213,7 +213,6 @@ def _signal(recording: Any) -> dict[str, Any]:
 
 
 def _distil(options: DemoOptions, out: Path, trial_id: str, device: str) -> Path:
-    from .builtin.launch import launch
     from .experiments import experiment_config
 
     last = out / "run" / trial_id / "ckpts" / "last.ckpt"
@@ -232,8 +231,24 @@ def _distil(options: DemoOptions, out: Path, trial_id: str, device: str) -> Path
         *options.overrides,
     ]
     os.environ.setdefault("THREESTUDIO_EEG_HOST", "builtin")
-    file = experiment_config(options.config)
-    return launch("train", [file], overrides, device=device, quiet=options.quiet)  # type: ignore[arg-type]
+    return _train(experiment_config(options.config), overrides, device, options.quiet)
+
+
+def _train(file: Path, overrides: list[str], device: str, quiet: bool) -> Path:
+    """Launch on the host that the environment names."""
+    from .launching.choice import choose_host
+
+    threestudio = choose_host().threestudio
+    if threestudio is None:
+        from .builtin.launch import launch
+
+        return launch("train", [file], overrides, device=device, quiet=quiet)  # type: ignore[arg-type]
+    from .launching.upstream import Launch, launch_upstream
+
+    words = [*overrides, *(["trainer.enable_progress_bar=false"] if quiet else [])]
+    trial = launch_upstream(Launch("train", [file], words, threestudio, device=device))
+    assert trial is not None
+    return trial
 
 
 def _look(

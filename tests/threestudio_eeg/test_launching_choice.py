@@ -137,12 +137,13 @@ def test_known_extensions(name, extension):
     assert (found and found.name) == extension
 
 
-def test_no_extension_claims_a_module_of_ours_or_of_the_embedded_host():
+def test_extensions_claim_only_what_the_embedded_host_takes_over_from_them():
+    """It has 3D Gaussians of its own, under the names of the extension, so that files fit both."""
     from threestudio_eeg.builtin.registry import load_builtin
 
     names = load_builtin()
     assert names
-    assert [name for name in names if extension_of(name)] == []
+    assert {found.name for found in map(extension_of, names) if found} <= {"threestudio-3dgs"}
     assert len({one.name for one in EXTENSIONS}) == len(EXTENSIONS)
 
 
@@ -250,3 +251,17 @@ def test_the_host_is_settled_once(monkeypatch):
     with pytest.raises(InputError, match="builtin, in use"):
         host.settle("upstream")
     host.choose.cache_clear()
+
+
+def test_the_demo_follows_the_environment(root, monkeypatch):
+    from threestudio_eeg import demo
+    from threestudio_eeg.launching import upstream
+
+    launched = []
+    monkeypatch.setattr(upstream, "launch_upstream", lambda one: launched.append(one) or "trial")
+    monkeypatch.setenv(checkout.VARIABLE, str(root))
+    monkeypatch.setenv(host.VARIABLE, "upstream")
+    assert demo._train(root / "a.yaml", ["seed=1"], "cpu", quiet=True) == "trial"
+    (launch,) = launched
+    assert launch.threestudio.root == root
+    assert [*launch.overrides] == ["seed=1", "trainer.enable_progress_bar=false"]

@@ -192,3 +192,20 @@ def test_linked_into_a_copy_the_plain_launcher_loads_us(tmp_path):
     assert "custom/threestudio-eeg" in stdout, "threestudio's table of import times"
     assert "IMPORT FAILED" not in stdout
     assert "data_type: found 'nothing', which nobody registered" in stderr
+
+
+def test_the_demo_runs_inside_threestudio(tmp_path):
+    """The same judge and report on an object that threestudio made."""
+    command = [sys.executable, "-m", "threestudio_eeg.cli", "demo", "--out", "demo", "--steps", "2"]
+    command += ["--device", "cpu", "data.width=16", "data.height=16", "data.n_test_views=4"]
+    command += ["data.eval_width=32", "data.eval_height=32", "data.batch_size=1"]
+    command += ["system.geometry.isosurface_threshold=1.0"]
+    packages = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(packages)}
+    environment["THREESTUDIO_EEG_HOST"] = "upstream"
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=600)
+    (run,) = (tmp_path / "demo" / "run").iterdir()
+    assert json.loads((run / "provenance.json").read_text())["host"] == "upstream"
+    figures = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    assert {"category_right", "fscore", "chamfer"} <= set(figures)
+    assert (tmp_path / "demo" / "report.html").is_file()

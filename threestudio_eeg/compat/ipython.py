@@ -8,14 +8,17 @@ from . import patching
 from .absent import why_absent
 from .remedy import Remedy
 
+VERSION = (8, 24, 0)
+"""From this one on, matplotlib leaves the choice of a notebook's backend to IPython."""
+
 
 def reason(device: str) -> str | None:
     return why_absent("IPython.display")
 
 
 def apply(device: str) -> None:
-    # Others ask IPython, where it is loaded, for the shell that runs.
-    package = patching.new_module("IPython", get_ipython=lambda: None)
+    # Others ask IPython, where it is loaded, for the shell that runs; matplotlib, for its version.
+    package = patching.new_module("IPython", get_ipython=lambda: None, version_info=VERSION)
     patching.add_module("IPython", package)
     display = patching.new_module("IPython.display", clear_output=clear_output)
     patching.add_module("IPython.display", display)

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
@@ -15,6 +14,7 @@ from eeg_encoder.errors import InputError
 from ..builtin.registry import suggestion
 from .checks import unknown_key
 
+LIBRARIES = ("diffusers", "transformers")
 _UNEXPECTED = "unexpected keyword argument"
 
 
@@ -24,11 +24,13 @@ def explained(where: str) -> Iterator[None]:
 
     An unknown key of a part that :mod:`.checks` cannot look into, a value of the wrong type or a
     missing one, a module that nobody registered, a file of threestudio's folder ``load/`` that is
-    not there. Other errors pass.
+    not there, a pipeline without a part that threestudio loads. Other errors pass.
     """
     try:
         yield
-    except (OmegaConfBaseException, TypeError, KeyError, FileNotFoundError) as error:
+    except InputError:
+        raise
+    except (OmegaConfBaseException, TypeError, KeyError, OSError, ValueError) as error:
         explanation = explanation_of(where, error)
         if explanation is None:
             raise
@@ -41,8 +43,8 @@ def explanation_of(where: str, error: BaseException) -> InputError | None:
         key = getattr(error, "full_key", None) or "config"
         found = (getattr(error, "msg", None) or str(error)).splitlines()[0]
         return InputError(where, str(key), found, "a value of the field's type")
-    if isinstance(error, FileNotFoundError):
-        return _missing_resource(error)
+    if isinstance(error, OSError | ValueError):
+        return _missing_resource(error) or _missing_part(error)
     frame = _last_frame(error)
     if frame is None or not frame.f_globals.get("__name__", "").startswith("threestudio"):
         return None
@@ -59,16 +61,38 @@ def explanation_of(where: str, error: BaseException) -> InputError | None:
     return None
 
 
-def _missing_resource(error: FileNotFoundError) -> InputError | None:
-    name = str(error.filename or "")
+def _missing_resource(error: BaseException) -> InputError | None:
+    name = str(getattr(error, "filename", None) or "")
     if not name.startswith(("load/", "./load/")):
         return None
     expected = "the folder load/ of threestudio's repository (--threestudio CHECKOUT)"
     return InputError(name, "file", "no such file", expected)
 
 
-def _last_frame(error: BaseException) -> FrameType | Any:
+def _missing_part(error: BaseException) -> InputError | None:
+    """What ``from_pretrained`` of diffusers or transformers could not load, and from where."""
+    for frame in _frames(error):
+        library = frame.f_globals.get("__name__", "").partition(".")[0]
+        if library not in LIBRARIES or frame.f_code.co_name != "from_pretrained":
+            continue
+        values = frame.f_locals
+        model = values.get("pretrained_model_name_or_path")
+        options = {**values, **values.get("kwargs", {})}
+        part = options.get("subfolder") or "pipeline"
+        found = f"nothing that loads ({str(error).strip().splitlines()[0]})"
+        return InputError(
+            model, part, found, "a pipeline folder in diffusers' layout with this part"
+        )
+    return None
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    """From the outermost inwards."""
     step = error.__traceback__
-    while step is not None and step.tb_next is not None:
+    while step is not None:
+        yield step.tb_frame
         step = step.tb_next
-    return step.tb_frame if step is not None else None
+
+
+def _last_frame(error: BaseException) -> FrameType | None:
+    return next(reversed([*_frames(error)]), None)

@@ -29,3 +29,9 @@ def test_matplotlib_sees_no_notebook(stand_in):
     pyplot.uninstall_repl_displayhook()
     pyplot.install_repl_displayhook()
     pyplot.uninstall_repl_displayhook()
+
+
+def test_matplotlib_draws_a_figure(stand_in):
+    figure = pytest.importorskip("matplotlib.figure")
+    backend = pytest.importorskip("matplotlib.backends.backend_agg")
+    backend.FigureCanvasAgg(figure.Figure()).draw()
