@@ -45,7 +45,7 @@ def test_upstream_s_sds_scale_is_one_less_than_ours(differences: dict[str, float
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("name", ["comp_rgb", "opacity", "depth"])
+@pytest.mark.parametrize("name", ["comp_rgb", "opacity", "depth", "z_variance"])
 def test_pictures_of_one_field(differences: dict[str, float], mode: str, name: str) -> None:
     assert 0.02 < differences["occupied"] < 0.98
     assert 0.1 < differences["opacity_mean"] < 0.9

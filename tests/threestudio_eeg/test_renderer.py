@@ -65,6 +65,23 @@ def test_picture_of_a_ball():
     assert "weights" not in out
 
 
+def test_depth_varies_only_where_most_of_a_ray_is_absorbed():
+    """Threestudio's definition: the weights are normalised by the opacity, thin rays count as 0."""
+    thin, half = Ball(density=0.5), Ball(density=1.5)
+    for field, solid in ((thin, False), (half, True)):
+        module = renderer(field)
+        module.update_step(0, 0)
+        out = module(**view())
+        opacity, found = out["opacity"].flatten(), out["z_variance"].flatten()
+        assert (float(opacity.max()) > 0.5) == solid
+        rays, weights, t = out["ray_indices"], out["weights"][:, 0], out["t_points"][:, 0]
+        share = weights / opacity.clamp(min=1e-5)[rays]
+        mean = torch.zeros_like(opacity).index_add(0, rays, share * t)
+        spread = torch.zeros_like(opacity).index_add(0, rays, share * (t - mean[rays]) ** 2)
+        torch.testing.assert_close(found, spread * (opacity > 0.5), rtol=1e-4, atol=1e-7)
+        assert (float(found.max()) > 0.01) == solid
+
+
 def test_training_gives_packed_samples_that_sum_to_the_opacity():
     module = renderer()
     module.update_step(0, 0)

@@ -28,6 +28,9 @@ from .registry import register
 GRID_RESOLUTION = 32
 ALPHA_THRESHOLD = 0.01
 NORMAL_PERTURBATION = 1e-2
+MIN_OPACITY = 1e-5
+SOLID = 0.5
+"""Opacity from which a ray has a surface, for the variance of its depth."""
 CUBE_DIAGONAL = 1.732
 DENSITY_CHUNK = 1 << 21
 
@@ -201,14 +204,12 @@ class VolumeRenderer(BaseModule):
         )
         weights = self.weights(fields, samples, rays_d)
         t_points = samples.t_middles[:, None]
-        depth = self._accumulate(weights, t_points, samples, n_rays)
-        distance = t_points - spread(depth, samples, self.cfg.backend)
         image = {
             "comp_rgb_fg": self._accumulate(weights, colour, samples, n_rays),
             "opacity": self._accumulate(weights, None, samples, n_rays),
-            "depth": depth,
-            "z_variance": self._accumulate(weights, distance**2, samples, n_rays),
+            "depth": self._accumulate(weights, t_points, samples, n_rays),
         }
+        image["z_variance"] = self._depth_variance(weights, t_points, image, samples)
         if "normal" in fields and (not self.training or self.returns_normals):
             image["comp_normal"] = self._normal_picture(weights, fields["normal"], image, samples)
         packed = {
@@ -247,6 +248,16 @@ class VolumeRenderer(BaseModule):
         self, weights: Tensor, values: Tensor | None, samples: Samples, n_rays: int
     ) -> Tensor:
         return accumulate(weights, values, samples, n_rays, self.cfg.backend)
+
+    def _depth_variance(
+        self, weights: Tensor, t_points: Tensor, image: dict[str, Tensor], samples: Samples
+    ) -> Tensor:
+        """Variance of the depth where each ray is absorbed, 0 where most of it is not: (R, 1)."""
+        opacity = image["opacity"]
+        absorbed = opacity.clamp(min=MIN_OPACITY)
+        mean = spread(image["depth"] / absorbed, samples, self.cfg.backend)
+        total = self._accumulate(weights, (t_points - mean) ** 2, samples, len(opacity))
+        return total / absorbed * (opacity > SOLID)
 
     def _normal_picture(
         self, weights: Tensor, normals: Tensor, image: dict[str, Tensor], samples: Samples
