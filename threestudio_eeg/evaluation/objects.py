@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ..phantom.categories import ASYMMETRIC, CATEGORIES, COLOURS
 from ..phantom.objects import Instance
 from ..phantom.pictures import SIDES, mesh_of
 from .judge import Judge, shipped_judge
+from .n_way import n_way_accuracy
 from .shape import compare_meshes, main_components, view_agreement
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ BACKGROUNDS = ((0.85, 0.85, 0.85), (0.3, 0.3, 0.3))
 """Views are judged on both, so that neither a white nor a dark object dissolves."""
 
 FRONT_THRESHOLD = 0.5
+WAYS = ((2, 1), (10, 1), (20, 5))
+"""n and k of the n-way top-k accuracies of the category."""
+
 SHAPE = ("chamfer", "fscore", "precision", "recall", "iou", "yaw")
 
 
@@ -113,7 +117,8 @@ def judge_views(views: Mapping[str, Any], truth: Instance | None, judge: Judge) 
     -------
     dict
         ``category``, ``colour``: the most probable; with a truth also ``category_right``,
-        ``colour_right`` and ``category_probability``, ``colour_probability`` of the true one.
+        ``colour_right``, ``category_probability`` and ``colour_probability`` of the true one, and
+        ``category_<n>way_top<k>``, the mean over views of :func:`.n_way.n_way_accuracy`.
     """
     probabilities = _probabilities(judge, views)
     figures: dict[str, Any] = {}
@@ -124,6 +129,44 @@ def judge_views(views: Mapping[str, Any], truth: Instance | None, judge: Judge) 
             wanted = getattr(truth, head)
             figures[f"{head}_right"] = figures[head] == wanted
             figures[f"{head}_probability"] = float(mean[names.index(wanted)])
+    if truth is not None:
+        row = CATEGORIES.index(truth.category)
+        for n, k in WAYS:
+            accuracy = n_way_accuracy(probabilities["category"], row, ways=n, top=k)
+            figures[f"category_{n}way_top{k}"] = accuracy
+    return figures
+
+
+def similarity_figures(
+    embeddings: Tensor,
+    stimulus: str,
+    gallery: Mapping[str, Tensor],
+    ways: Sequence[tuple[int, int]],
+) -> dict[str, float]:
+    """How near the views' embeddings (V, P) are to that of the picture seen.
+
+    Parameters
+    ----------
+    stimulus
+        What was seen, one of ``gallery``.
+    gallery
+        Unit embedding (P,) of the picture, by stimulus.
+    ways
+        n and k of the n-way top-k accuracies of the stimulus in the gallery; those that the
+        gallery is too small for are left out.
+
+    Returns
+    -------
+    dict
+        ``similarity``, the mean cosine, and ``stimulus_<n>way_top<k>``.
+    """
+    names = list(gallery)
+    cosines = embeddings @ torch.stack([gallery[name] for name in names]).to(embeddings).T
+    row = names.index(stimulus)
+    figures = {"similarity": float(cosines[:, row].mean())}
+    for n, k in ways:
+        if n <= len(names):
+            figures[f"stimulus_{n}way_top{k}"] = n_way_accuracy(cosines, row, ways=n, top=k)
     return figures
 
 

@@ -11,13 +11,44 @@ import torch
 
 from eeg_encoder.errors import InputError
 
-PARTS = ("geometry.", "material.", "background.", "renderer.")
+PARTS = ("geometry.", "material.", "background.", "renderer.", "particles.")
 
 
-def open_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Any:
-    """The system of a trial folder of the embedded host, with its last checkpoint, to look at.
+def run_config(folder: str | Path) -> Any:
+    """The experiment of a trial folder, as it was resolved.
+
+    Raises
+    ------
+    InputError
+        When the folder is no trial folder, or was left before its config was whole.
+    """
+    from ..builtin.config import load_config
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(folder, "run", "nothing", "a trial folder")
+    file = folder / "configs" / "parsed.yaml"
+    if not file.is_file():
+        raise InputError(folder, "configs/parsed.yaml", "nothing", "a trial folder")
+    return load_config(file)
+
+
+def open_run(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    checkpoint: str | Path | None = None,
+) -> Any:
+    """The system of a trial folder of the embedded host, with a checkpoint, to look at.
 
     No diffusion model is loaded, so the pipeline need not be there.
+
+    Parameters
+    ----------
+    folder
+        Trial folder.
+    checkpoint
+        Default the trial's ``ckpts/last.ckpt``.
 
     Returns
     -------
@@ -27,25 +58,31 @@ def open_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Any:
     Raises
     ------
     InputError
-        When the folder is no trial folder or its checkpoint cannot be used.
+        When the folder is no trial folder, its checkpoint cannot be used or belongs to another
+        representation, or the run is one of threestudio itself that this host cannot open.
     """
     from omegaconf import OmegaConf
 
     from ..builtin.base import device_scope, load_checkpoint
-    from ..builtin.config import load_config
     from ..builtin.systems import BaseLift3DSystem
 
     folder = Path(folder)
-    file = folder / "configs" / "parsed.yaml"
-    if not file.is_file():
-        raise InputError(folder, "configs/parsed.yaml", "nothing", "a trial folder")
-    checkpoint = load_checkpoint(folder / "ckpts" / "last.ckpt")
-    known = {field.name for field in dataclasses.fields(BaseLift3DSystem.Config)}
-    config = load_config(file).system
-    with device_scope(device):
-        system = BaseLift3DSystem(OmegaConf.create({k: config[k] for k in config if k in known}))
-    _load(system, checkpoint["state_dict"], folder)
-    system.set_resume_status(int(checkpoint["epoch"]), int(checkpoint["global_step"]))
+    config = run_config(folder).system
+    file = Path(checkpoint) if checkpoint is not None else folder / "ckpts" / "last.ckpt"
+    content = load_checkpoint(file)
+    known = {field.name for field in dataclasses.fields(BaseLift3DSystem.Config)} - {"weights"}
+    try:
+        with device_scope(device):
+            parts = OmegaConf.create({k: config[k] for k in config if k in known})
+            system = BaseLift3DSystem(parts, resumed=True)
+        _load(system, content["state_dict"], file, str(config.geometry_type))
+    except InputError as error:
+        if (folder / "provenance.json").is_file():
+            raise
+        found = f"a run of threestudio itself ({error.field}: {error.found})"
+        expected = "one of the embedded host, or threestudio-eeg launch --host upstream --test"
+        raise InputError(folder, "host", found, expected) from error
+    system.set_resume_status(int(content["epoch"]), int(content["global_step"]))
     system.set_save_dir(folder / "save")
     system.to(device).eval().requires_grad_(False)
     system.do_update_step(system.true_current_epoch, system.true_global_step)
@@ -63,13 +100,19 @@ def run_record(folder: str | Path) -> dict[str, Any]:
         raise InputError(file, "file", error, "JSON") from error
 
 
-def _load(system: Any, state: dict[str, Any], folder: Path) -> None:
+def _load(system: Any, state: dict[str, Any], file: Path, representation: str) -> None:
     own = {name: value for name, value in state.items() if name.startswith(PARTS)}
+    expected = set(system.state_dict())
     try:
         system.load_state_dict(own)
     except RuntimeError as error:
+        strange = sorted(expected ^ set(own))
         reason = " ".join(str(error).split())[:160]
-        raise InputError(folder, "checkpoint", reason, "weights of its own config") from error
+        if strange:
+            reason = f"{strange[0]} {'missing' if strange[0] in expected else 'too much'}"
+        raise InputError(
+            file, "weights", reason, f"those of its own config, {representation}"
+        ) from error
 
 
 def evaluate_run(

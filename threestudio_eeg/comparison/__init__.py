@@ -1,0 +1,1 @@
+"""Conditions and representations beside each other, trial by trial: ``threestudio-eeg compare``."""
