@@ -48,7 +48,7 @@ def embed_trials(
             trials = first_repetitions(trials, repetitions)
         counts = torch.bincount(torch.from_numpy(trials.groups())).tolist()
         trials = trials.average()
-    pooled = pretrained.recall(pretrained.embed(trials, device=device))
+    pooled = pretrained.decode(trials, torch.tensor(counts), device=device)
     words = names or {}
     labels = [trials.label_names[label] for label in trials.labels]
     entries = [

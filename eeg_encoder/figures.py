@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from .embedding import first_repetitions
 from .errors import InputError
@@ -67,7 +68,8 @@ def recording_figures(
     gallery = dict(zip(test_ids.tolist(), test_embeddings, strict=True))
     record = _simulation(Path(recording))
     result: dict[str, Any] = {}
-    for name, chosen in (("averaged", test.average()), ("single", test)):
+    whole, single = torch.from_numpy(counts), torch.ones(len(test))
+    for name, chosen, averaged in (("averaged", test.average(), whole), ("single", test, single)):
         score = partial(
             evaluate,
             stimuli=chosen.stimuli,
@@ -81,7 +83,9 @@ def recording_figures(
         found = pretrained.embed(chosen, device=device)
         result[name] = score(found)
         if pretrained.memory is not None:
-            result[name]["recalled"] = score(pretrained.recall(found))
+            result[name]["recalled"] = score(
+                pretrained.recall(found, pretrained.weigh(chosen, averaged))
+            )
     result["protocol"] = {
         **protocol,
         "recording": Path(recording).name,

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from . import models
 from .errors import InputError
 from .files import whole_file, writable_folder, write_json
+from .models.evidence import PictureEvidence
 from .models.memory import PictureMemory
 from .models.token_head import TokenHead
 from .preprocessing import Preprocessing
@@ -48,6 +49,8 @@ class Pretrained:
         SHA-256 of the weights' file, empty until saved or loaded.
     memory
         Training pictures that decoded embeddings are brought back to; None leaves them as they are.
+    evidence
+        What the signals themselves say of the remembered pictures; with a memory only.
     """
 
     encoder: nn.Module
@@ -56,6 +59,7 @@ class Pretrained:
     config: dict[str, Any] = field(default_factory=dict)
     weights_hash: str = ""
     memory: PictureMemory | None = None
+    evidence: PictureEvidence | None = None
 
     @torch.no_grad()
     def embed(
@@ -78,9 +82,43 @@ class Pretrained:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def recall(self, embeddings: Tensor) -> Tensor:
+    def decode(
+        self,
+        trials: TrialSet,
+        averaged: Tensor,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> Tensor:
+        """Unit embeddings (N, P) for conditioning: the encoder's, then the memory's.
+
+        Parameters
+        ----------
+        averaged
+            (N,) how many recorded trials each of ``trials`` is the mean of.
+
+        Raises
+        ------
+        InputError
+            When the recording does not fit the preprocessing.
+        """
+        found = self.embed(trials, device=device)
+        return self.recall(found, self.weigh(trials, averaged))
+
+    @torch.no_grad()
+    def weigh(self, trials: TrialSet, averaged: Tensor) -> Tensor | None:
+        """Log-likelihood (N, M) of every remembered picture; None without evidence."""
+        if self.evidence is None or self.memory is None:
+            return None
+        signals = torch.from_numpy(self.preprocessing(trials))
+        subjects, pictures = torch.from_numpy(trials.subjects), self.memory.pictures.cpu()
+        return self.evidence.cpu()(signals, subjects, averaged.float(), pictures)
+
+    @torch.no_grad()
+    def recall(self, embeddings: Tensor, evidence: Tensor | None = None) -> Tensor:
         """Unit embeddings (N, P) after the memory, for conditioning; as given without one."""
-        return embeddings if self.memory is None else self.memory.cpu()(embeddings.float().cpu())
+        if self.memory is None:
+            return embeddings
+        return self.memory.cpu()(embeddings.float().cpu(), evidence)
 
     @torch.no_grad()
     def to_tokens(self, pooled: Tensor) -> Tensor:
@@ -117,6 +155,7 @@ def save_pretrained(folder: str | Path, pretrained: Pretrained, *, card: str = "
         "encoder": pretrained.encoder,
         "tokens": pretrained.tokens,
         "memory": pretrained.memory,
+        "evidence": pretrained.evidence,
     }
     weights = {
         f"{name}.{key}": value.detach().cpu().half().contiguous()
@@ -129,8 +168,11 @@ def save_pretrained(folder: str | Path, pretrained: Pretrained, *, card: str = "
             raise InputError(folder / WEIGHTS, name, "NaN or infinity", "finite weights")
     with whole_file(folder / WEIGHTS) as temporary:
         temporary.write_bytes(save(weights))
-    memory = None if pretrained.memory is None else pretrained.memory.sizes()
-    write_json(folder / CONFIG, {"version": FORMAT_VERSION, **pretrained.config, "memory": memory})
+    memory, evidence = (
+        None if part is None else part.sizes() for part in (pretrained.memory, pretrained.evidence)
+    )
+    sizes = {"memory": memory, "evidence": evidence}
+    write_json(folder / CONFIG, {"version": FORMAT_VERSION, **pretrained.config, **sizes})
     pretrained.preprocessing.save(folder / PREPROCESSING)
     with whole_file(folder / CARD) as temporary:
         temporary.write_text(card, encoding="utf-8")
@@ -153,6 +195,7 @@ def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -
     encoder = models.build(config["model"]["name"], **config["model"]["settings"])
     tokens = TokenHead(**config["tokens"]) if config.get("tokens") else None
     memory = PictureMemory(**config["memory"]) if config.get("memory") else None
+    evidence = PictureEvidence(**config["evidence"]) if config.get("evidence") else None
     file = folder / WEIGHTS
     try:
         weights = {name: value.float() for name, value in load_file(str(file)).items()}
@@ -161,6 +204,8 @@ def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -
             _load_part(tokens, weights, "tokens.")
         if memory is not None:
             _load_part(memory, weights, "memory.")
+        if evidence is not None:
+            _load_part(evidence, weights, "evidence.")
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(file, "weights", reason, "the weights of config.json's model") from error
@@ -171,6 +216,7 @@ def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -
         config={key: value for key, value in config.items() if key != "version"},
         weights_hash=file_hash(file),
         memory=memory,
+        evidence=evidence,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -16,6 +16,7 @@ from .conditioning import pipeline_fingerprint
 from .errors import InputError
 from .files import writable_folder
 from .image_space import embed_pictures, empty_caption_tokens, image_projection_weights
+from .models.evidence import TEMPERATURES, PictureEvidence
 from .models.memory import PictureMemory
 from .models.token_head import TokenHead
 from .preprocessing import Preprocessing
@@ -216,10 +217,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     pretrained.config["validation"] = dict(chosen)
     if "val" in banks:
-        averaged = parts["val"].average()
-        seen = dict(zip(banks["val"].stimulus_ids, targets["val"], strict=True))
-        target = torch.stack([seen[str(name)] for name in averaged.stimuli]).cpu()
-        pretrained.config["validation"] |= remember(pretrained, targets["train"], averaged, target)
+        shown = dict(zip(banks["train"].stimulus_ids, targets["train"].cpu(), strict=True))
+        pretrained.evidence = PictureEvidence.fitted(
+            banks["train"].signals.cpu(),
+            torch.stack([shown[str(name)] for name in parts["train"].stimuli]),
+            torch.from_numpy(parts["train"].subjects),
+            sfreq=preprocessing.output_sfreq,
+        )
+        seen = dict(zip(banks["val"].stimulus_ids, targets["val"].cpu(), strict=True))
+        pretrained.config["validation"] |= remember(
+            pretrained, targets["train"].cpu(), parts["val"], seen
+        )
     pretrained.config["training"] = {
         "seed": config.seed,
         "device": device,
@@ -253,22 +261,55 @@ def _token_sizes(tokens: TokenHead | None) -> dict[str, int] | None:
 
 
 def remember(
-    pretrained: Pretrained, pictures: Tensor, validation: TrialSet, target: Tensor
+    pretrained: Pretrained, pictures: Tensor, validation: TrialSet, seen: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Give an encoder a memory of training pictures (M, P), its temperature chosen on validation.
+    """Give an encoder a memory of training pictures (M, P), its temperatures chosen on validation.
 
-    ``target`` (N, P) are the picture embeddings of the averaged trials ``validation``. Returns the
-    mean cosine to them before and after the memory, and the standard deviation before.
+    ``seen`` are the picture embeddings (P,) of the stimuli of ``validation``; trials of the same
+    person and picture are averaged. Returns the mean cosine to them before and after the memory,
+    and the standard deviation before.
     """
-    found = pretrained.embed(validation)
-    pretrained.memory = PictureMemory.fitted(pictures.cpu(), found, target)
+    counts = torch.bincount(torch.from_numpy(validation.groups()))
+    trials = validation.average()
+    target = torch.stack([seen[str(name)] for name in trials.stimuli])
+    found = pretrained.embed(trials)
+    pretrained.memory = PictureMemory.fitted(pictures, found, target)
+    if pretrained.evidence is not None:
+        _balance(pretrained, pretrained.evidence, trials, counts, found, target)
     cosine = (found * target).sum(dim=1)
-    recalled = (pretrained.recall(found) * target).sum(dim=1)
+    recalled = (pretrained.recall(found, pretrained.weigh(trials, counts)) * target).sum(dim=1)
     return {
         "cosine": round(float(cosine.mean()), 4),
         "cosine_sd": round(float(cosine.std()), 4),
         "cosine_recalled": round(float(recalled.mean()), 4),
     }
+
+
+def _balance(
+    pretrained: Pretrained,
+    evidence: PictureEvidence,
+    trials: TrialSet,
+    counts: Tensor,
+    found: Tensor,
+    target: Tensor,
+) -> None:
+    """Choose the temperatures of evidence and memory together; without evidence where it harms."""
+    assert pretrained.memory is not None
+    alone, pictures = pretrained.memory, pretrained.memory.pictures
+    best = alone.nearness(found, target)
+    chosen = None
+    for temperature in TEMPERATURES:
+        evidence.temperature = temperature
+        weighed = pretrained.weigh(trials, counts)
+        memory = PictureMemory.fitted(pictures, found, target, evidence=weighed)
+        nearness = memory.nearness(found, target, weighed)
+        if nearness > best:
+            best, chosen = nearness, temperature
+            pretrained.memory = memory
+    if chosen is None:
+        pretrained.evidence, pretrained.memory = None, alone
+    else:
+        evidence.temperature = chosen
 
 
 def _card(pretrained: Pretrained, config: TrainConfig) -> str:
@@ -297,5 +338,16 @@ def _memory_line(pretrained: Pretrained) -> list[str]:
     sizes = pretrained.memory.sizes()
     return [
         f"- memory: {sizes['pictures']} training pictures, temperature {sizes['temperature']}, "
-        "chosen on validation"
+        "chosen on validation",
+        *_evidence_line(pretrained),
+    ]
+
+
+def _evidence_line(pretrained: Pretrained) -> list[str]:
+    if pretrained.evidence is None:
+        return []
+    sizes = pretrained.evidence.sizes()
+    return [
+        f"- evidence of the signals: {sizes['rank']} directions, subjects {sizes['subjects']}, "
+        f"temperature {sizes['temperature']}, chosen on validation"
     ]

@@ -51,20 +51,33 @@ class PictureMemory(nn.Module):
         found: Tensor,
         target: Tensor,
         temperatures: Sequence[float] = TEMPERATURES,
+        *,
+        evidence: Tensor | None = None,
     ) -> PictureMemory:
         """The temperature whose answers to ``found`` (N, P) are nearest ``target`` (N, P), both of
         validation trials, by mean cosine."""
+        return cls.of(
+            pictures,
+            max(
+                temperatures,
+                key=lambda t: cls.of(pictures, t).nearness(found, target, evidence),
+            ),
+        )
 
-        def nearness(temperature: float) -> float:
-            answers = cls.of(pictures, temperature)(found)
-            return float(F.cosine_similarity(answers, target).mean())
+    def nearness(self, found: Tensor, target: Tensor, evidence: Tensor | None = None) -> float:
+        """Mean cosine between the answers to ``found`` (N, P) and ``target`` (N, P)."""
+        return float(F.cosine_similarity(self(found, evidence), target).mean())
 
-        return cls.of(pictures, max(temperatures, key=nearness))
+    def forward(self, embedding: Tensor, evidence: Tensor | None = None) -> Tensor:
+        """Unit embeddings (B, P) to unit embeddings (B, P).
 
-    def forward(self, embedding: Tensor) -> Tensor:
-        """Unit embeddings (B, P) to unit embeddings (B, P)."""
-        weights = (embedding @ self.pictures.T / self.temperature).softmax(dim=1)
-        return F.normalize(weights @ self.pictures, dim=1)
+        ``evidence`` (B, M), a log-likelihood of every picture (:class:`.PictureEvidence`), is added
+        to the exponent.
+        """
+        exponent = embedding @ self.pictures.T / self.temperature
+        if evidence is not None:
+            exponent = exponent + evidence
+        return F.normalize(exponent.softmax(dim=1) @ self.pictures, dim=1)
 
     def sizes(self) -> dict[str, float]:
         """Arguments that make an empty memory of this size."""

@@ -119,7 +119,7 @@ class EncodingModel:
         x, embeddings = _features(signals, last, step), embeddings.to(signals.device).float()
         mean, centre = x.mean(0), embeddings.mean(0)
         x = x - mean
-        basis, deviations = _principal(embeddings - centre, components)
+        basis, deviations = principal(embeddings - centre, components)
         z = (embeddings - centre) @ basis
         fitted = z.T @ x / len(x)
         left = x - z @ fitted
@@ -229,7 +229,11 @@ def _features(signals: Tensor, last: int, step: int) -> Tensor:
     return whole.unflatten(-1, (-1, step)).mean(-1).flatten(1)
 
 
-def _principal(centred: Tensor, components: int) -> tuple[Tensor, Tensor]:
+def principal(centred: Tensor, components: int) -> tuple[Tensor, Tensor]:
+    """Whitening basis (P, K) of centred embeddings (N, P), and the K standard deviations.
+
+    ``components`` 0 keeps those above a thousandth of the largest, at most a quarter of N.
+    """
     _, values, rows = torch.linalg.svd(centred, full_matrices=False)
     deviations = values / len(centred) ** 0.5
     kept = int((deviations > 1e-3 * deviations[0]).sum())
