@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import InputError
+from ..recordings.positions import montage_positions
 
 
 def electrode_places(names: Sequence[str], montage: str) -> np.ndarray:
@@ -37,17 +38,7 @@ def montage_places(montage: str) -> dict[str, np.ndarray]:
 
     The sphere is fitted by least squares to the electrodes at and above the ears.
     """
-    import warnings
-
-    import mne
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = mne.channels.make_standard_montage(montage).get_positions()["ch_pos"]
-    except ValueError as error:
-        expected = "a standard montage of MNE, for example standard_1005"
-        raise InputError("preprocessing", "montage", montage, expected) from error
+    found = montage_positions(montage)
     xyz = np.stack(list(found.values()))
     centred = xyz - _sphere_centre(xyz)
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
