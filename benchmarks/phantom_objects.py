@@ -37,7 +37,9 @@ from pool import run_jobs  # noqa: E402
 from eeg_encoder.errors import InputError  # noqa: E402
 from eeg_encoder.files import whole_file, writable_folder, write_json  # noqa: E402
 
-CONDITIONS = ("text", "eeg", "shuffled")
+CONDITIONS = ("text", "eeg", "class", "shuffled", "image")
+DEFAULT_CONDITIONS = ("text", "eeg", "shuffled")
+CONTROLLED = ("class", "image")
 N_VIEWS = 12
 SHOWN = (1, 3, 6, 9)
 FIGURES = {
@@ -51,6 +53,8 @@ FIGURES = {
     "two_fronts": "two fronts",
     "seconds": "seconds",
 }
+GALLERY_WAYS = ((10, 1),)
+"""n and k of the n-way top-k accuracy of the stimulus among the test objects' pictures."""
 ASYMMETRIC_ONLY = ("side_right", "two_fronts")
 
 
@@ -76,6 +80,7 @@ class Settings:
     out: str
     objects: str
     conditioning: str | None
+    controls: tuple[tuple[str, str], ...]
     pipeline: str
     judge: str | None
     eeg_config: str
@@ -107,9 +112,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind)
     parser.add_argument("--objects", type=Path, required=True, help="objects.json of a recording")
     parser.add_argument("--conditioning", type=Path, help="conditioning file of its test trials")
+    parser.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="CONDITION=FILE",
+        help="conditioning file of class or image, as threestudio-eeg control writes it",
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=40, help="test objects, even over categories")
-    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
+    parser.add_argument(
+        "--conditions", nargs="+", choices=CONDITIONS, default=list(DEFAULT_CONDITIONS)
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--subject", type=int, default=1)
     parser.add_argument("--workers", type=int, default=12)
@@ -138,6 +152,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         out=str(out),
         objects=str(options.objects),
         conditioning=None if options.conditioning is None else str(options.conditioning),
+        controls=controls_of(options),
         pipeline=options.pipeline,
         judge=options.judge,
         eeg_config=options.eeg_config,
@@ -173,6 +188,20 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     if left:
         print(f"{len(left)} objects not started: out of time", flush=True)
     return report(out, jobs, settings, time.monotonic() - started)
+
+
+def controls_of(options: argparse.Namespace) -> tuple[tuple[str, str], ...]:
+    """Conditioning files by condition, for the conditions that are not made of the EEG's."""
+    files = dict(word.partition("=")[::2] for word in options.control)
+    for condition in CONTROLLED:
+        if condition in options.conditions and condition not in files:
+            expected = f"--control {condition}=FILE, made by threestudio-eeg control"
+            raise InputError("command line", "--control", f"none for {condition}", expected)
+    for condition, file in files.items():
+        if condition not in CONTROLLED or not Path(file).is_file():
+            expected = f"{' or '.join(CONTROLLED)}, = and a conditioning file"
+            raise InputError("command line", "--control", f"{condition}={file}", expected)
+    return tuple(sorted(files.items()))
 
 
 def _one_gpu_each(n: int) -> list[dict[str, str]]:
@@ -311,6 +340,7 @@ class Eyes:
     judge: Any
     tower: Any
     objects: dict[str, Any]
+    gallery: dict[str, Any]
 
     @classmethod
     def open(cls, settings: Settings) -> Eyes:
@@ -322,7 +352,38 @@ class Eyes:
             load_judge(settings.judge, settings.device),
             load_pipeline(settings.pipeline, device=settings.device, parts=("image_encoder",)),
             load_objects(settings.objects),
+            gallery_of(settings),
         )
+
+    def similarity(self, stimulus: str, views: Mapping[str, Any]) -> dict[str, float]:
+        """How near the views are to the picture seen; nothing without pictures."""
+        from threestudio_eeg.evaluation.objects import (
+            BACKGROUNDS,
+            on_background,
+            similarity_figures,
+        )
+
+        if stimulus not in self.gallery:
+            return {}
+        pictures = on_background(views, BACKGROUNDS[0]).to(self.tower.device)
+        embedded = self.tower.encode_pictures(pictures).cpu()
+        return similarity_figures(embedded, stimulus, self.gallery, GALLERY_WAYS)
+
+
+def gallery_of(settings: Settings) -> dict[str, Any]:
+    """Embeddings of the test objects' pictures beside ``objects.json``; empty without them."""
+    from eeg_encoder.image_space import embed_pictures
+    from threestudio_eeg.phantom.recording import load_objects
+    from threestudio_eeg.pipeline import pipeline_folder
+
+    pictures = Path(settings.objects).parent / "pictures"
+    if not pictures.is_dir():
+        return {}
+    names = [s for s, i in load_objects(settings.objects).items() if i.split == "test"]
+    folder = pipeline_folder(settings.pipeline)
+    return dict(
+        zip(names, embed_pictures(folder, pictures, names, device=settings.device), strict=True)
+    )
 
 
 def make_object(job: Job, settings: Settings, eyes: Eyes) -> dict[str, Any]:
@@ -340,7 +401,10 @@ def make_object(job: Job, settings: Settings, eyes: Eyes) -> dict[str, Any]:
         mesh = system.make_exporter().coloured_mesh()
     except InputError:
         mesh = None
-    figures = evaluate_object(views, mesh, eyes.objects[job.stimulus], eyes.judge, eyes.tower)
+    figures = {
+        **evaluate_object(views, mesh, eyes.objects[job.stimulus], eyes.judge, eyes.tower),
+        **eyes.similarity(job.stimulus, views),
+    }
     save_strip(Path(settings.out) / "views" / f"{job.key}.png", views)
     del system
     gc.collect()
@@ -398,7 +462,10 @@ def overrides_of(job: Job, settings: Settings) -> list[str]:
     words = (
         [f"{prompt}.prompt={job.caption}"]
         if job.condition == "text"
-        else [f"{prompt}.conditioning={settings.conditioning}", f"{prompt}.trial={job.source}"]
+        else [
+            f"{prompt}.conditioning={conditioning_of(job, settings)}",
+            f"{prompt}.trial={job.source}",
+        ]
     )
     return [
         *words,
@@ -408,6 +475,11 @@ def overrides_of(job: Job, settings: Settings) -> list[str]:
         *([] if settings.steps is None else [f"trainer.max_steps={settings.steps}"]),
         *settings.overrides,
     ]
+
+
+def conditioning_of(job: Job, settings: Settings) -> str | None:
+    """The file that holds a job's tokens."""
+    return dict(settings.controls).get(job.condition, settings.conditioning)
 
 
 def save_strip(path: Path, views: Mapping[str, Any]) -> None:

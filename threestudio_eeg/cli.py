@@ -32,6 +32,8 @@ CATEGORIES = typer.Option("--category", help="Only this category; may be given a
 OptionalPath = Optional[Path]  # noqa: UP045
 OptionalInt = Optional[int]  # noqa: UP045
 OptionalText = Optional[str]  # noqa: UP045
+OptionalFloat = Optional[float]  # noqa: UP045
+Floats = Optional[list[float]]  # noqa: UP045
 Words = Optional[list[str]]  # noqa: UP045
 
 
@@ -218,6 +220,218 @@ def evaluate(
         )
         print_figures(result)
         typer.echo(f"files: {out or run / 'evaluation'}")
+
+
+@app.command(
+    epilog="Example: threestudio-eeg views outputs/demo/run/s1-n99000000_20000 --n 24 --out views"
+)
+def views(
+    run: Annotated[Path, typer.Argument(help="Trial folder with ckpts/last.ckpt.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files.")],
+    n: Annotated[int, typer.Option(min=1, help="Views in all.")] = 24,
+    elevation: Annotated[
+        Floats, typer.Option(help="Degrees; again for another ring. Default 15.")
+    ] = None,
+    distance: Annotated[
+        OptionalFloat, typer.Option(help="World units; default the run's evaluation cameras'.")
+    ] = None,
+    fovy: Annotated[
+        OptionalFloat, typer.Option(help="Vertical field of view in degrees; default likewise.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=8, help="Side in pixels.")] = 256,
+    checkpoint: Annotated[
+        OptionalPath, typer.Option(help="Default the run's ckpts/last.ckpt.")
+    ] = None,
+    particle: Annotated[int, typer.Option(min=0, help="Of a run with several.")] = 0,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Posed RGBA pictures of a trained object, depth, normals, cameras, a sheet and a film."""
+    with one_line_errors():
+        from eeg_encoder.training import resolve_device
+
+        from .views.exporting import ViewOptions, export_views
+
+        options = ViewOptions(
+            run=run,
+            out=out,
+            n=n,
+            elevations=tuple(elevation or (15.0,)),
+            distance=distance,
+            fovy_deg=fovy,
+            size=size,
+            checkpoint=checkpoint,
+            particle=particle,
+            device=resolve_device(device),
+        )
+        for name, path in export_views(options).items():
+            typer.echo(f"{name}: {path}")
+
+
+@app.command(
+    epilog="Examples: threestudio-eeg images --conditioning test.safetensors --trial 0 --n 4 "
+    "--out pictures · threestudio-eeg images --prompt 'a red mug' --method vsd --views 8 "
+    "--out mug"
+)
+def images(
+    out: Annotated[Path, typer.Option(help="Folder for the files.")],
+    method: Annotated[
+        str, typer.Option(help="sample (DDIM), sds or vsd (optimised particles).")
+    ] = "sample",
+    conditioning: Annotated[OptionalPath, typer.Option(help="EEG: conditioning file.")] = None,
+    trial: Annotated[str, typer.Option(help="Its row, or a trial's id.")] = "0",
+    prompt: Annotated[OptionalText, typer.Option(help="A text, instead of EEG.")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Particles.")] = 4,
+    views: Annotated[
+        int, typer.Option(min=0, help="Views of each, around the object; 0: no camera.")
+    ] = 0,
+    steps: Annotated[
+        OptionalInt, typer.Option(min=1, help="Default 50 (sample), 300 (sds), 500 (vsd).")
+    ] = None,
+    guidance_scale: Annotated[
+        OptionalFloat, typer.Option(help="Default 3 (sample), 7.5 (sds, vsd).")
+    ] = None,
+    space: Annotated[str, typer.Option(help="Particles are latent or pixel.")] = "latent",
+    timesteps: Annotated[str, typer.Option(help="random or descending.")] = "random",
+    lr: Annotated[float, typer.Option(help="Learning rate of the particles.")] = 0.03,
+    pipeline: Annotated[str, PIPELINE] = "phantom",
+    seed: Annotated[int, SEED] = 0,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Pictures from EEG or text: sampled, or distilled by SDS or VSD without any 3D."""
+    with one_line_errors():
+        from eeg_encoder.training import resolve_device
+
+        _embedded_host()
+        from .images.making import ImageOptions, make_images
+
+        options = ImageOptions(
+            out=out,
+            method=method,
+            conditioning=conditioning,
+            trial=trial,
+            prompt=prompt,
+            n=n,
+            views=views,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            space=space,
+            timesteps=timesteps,
+            lr=lr,
+            pipeline=pipeline,
+            seed=seed,
+            device=resolve_device(device),
+        )
+        result = make_images(options)
+        for name in ("similarity", "agreement_of_particles", "agreement_of_views"):
+            if name in result:
+                typer.echo(f"{name}: {result[name]:.3f}")
+        typer.echo(f"{len(result['pictures'])} pictures: {out / 'grid.png'}")
+
+
+@app.command(
+    epilog="Example: threestudio-eeg control test.safetensors --kind image --pictures pictures "
+    "--out image.safetensors"
+)
+def control(
+    conditioning: Annotated[Path, typer.Argument(help="Conditioning file of EEG.")],
+    kind: Annotated[str, typer.Option(help="image, class-mean, label or shuffled.")],
+    out: Annotated[Path, typer.Option(help="Conditioning file to write.")],
+    pictures: Annotated[
+        OptionalPath, typer.Option(help="Picture folder, for image and class-mean.")
+    ] = None,
+    pipeline: Annotated[str, PIPELINE] = "phantom",
+    seed: Annotated[int, SEED] = 0,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """The same trials conditioned on something else, to compare the EEG with.
+
+    image: the picture seen (upper bound). class-mean: other pictures of its class. label: the
+    word. shuffled: another trial's EEG.
+    """
+    with one_line_errors():
+        from eeg_encoder.conditioning import load_conditioning, save_conditioning
+        from eeg_encoder.training import resolve_device
+
+        from .comparison.controls import control_conditioning
+        from .pipeline import pipeline_folder
+
+        made = control_conditioning(
+            load_conditioning(conditioning),
+            kind,
+            pipeline=pipeline_folder(pipeline),
+            pictures=pictures,
+            device=resolve_device(device),
+            seed=seed,
+        )
+        save_conditioning(out, made)
+        typer.echo(f"{len(made)} trials, {kind}: {out}")
+
+
+@app.command(
+    epilog="Examples: threestudio-eeg compare outputs/eeg outputs/text outputs/image --out "
+    "comparison --objects recording/objects.json · threestudio-eeg compare "
+    "docs/figures/objects-40.jsonl --out comparison"
+)
+def compare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Trial folders, folders of them, or rows of benchmarks/phantom_objects.py: "
+            "[NAME=]PATH[::STIMULUS].",
+            metavar="RUN…",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the tables and the sheet.")],
+    reference: Annotated[
+        OptionalText, typer.Option(help="Condition the others are compared with; default eeg.")
+    ] = None,
+    allow: Annotated[
+        Words, typer.Option(help="A key of the protocol that may differ, or seeds; again for more.")
+    ] = None,
+    objects: Annotated[
+        OptionalPath, typer.Option(help="objects.json of a phantom recording: the truth.")
+    ] = None,
+    pictures: Annotated[
+        OptionalPath, typer.Option(help="Picture folder; default the one beside --objects.")
+    ] = None,
+    pipeline: Annotated[str, PIPELINE] = "phantom",
+    judge: Annotated[
+        OptionalPath, typer.Option(help="Judge folder; default the one that ships.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=8, help="Side of the judged views.")] = 128,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Conditions and representations on the same trials: tables, paired statistics, a sheet.
+
+    Runs of different protocols, budgets or seeds are refused; the difference is named.
+    """
+    with one_line_errors():
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        from eeg_encoder.training import resolve_device
+
+        from .comparison.command import CompareOptions
+        from .comparison.command import compare as run
+        from .comparison.tables import markdown
+
+        _embedded_host()
+        options = CompareOptions(
+            sources=sources,
+            out=out,
+            reference=reference,
+            allowed=tuple(allow or ()),
+            objects=objects,
+            pictures=pictures,
+            pipeline=pipeline,
+            judge=judge,
+            size=size,
+            device=resolve_device(device),
+        )
+        comparison, files = run(options)
+        Console().print(Markdown(markdown(comparison)))
+        for name, path in files.items():
+            typer.echo(f"{name}: {path}")
 
 
 @phantom.command(

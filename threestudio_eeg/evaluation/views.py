@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 DEPTH_LEVELS = 65535
+_VIEW_FILE = re.compile(r"(\d{3,})(_depth|_normal)?\.(png|npy)")
 
 
 def orbit(
@@ -45,6 +47,23 @@ def orbit(
         }
         for azimuth in np.linspace(0, 360, n_views, endpoint=False).tolist()
     ]
+
+
+def rings(
+    n_views: int,
+    elevations: Sequence[float],
+    *,
+    distance: float = 2.0,
+    fovy_deg: float = 40.0,
+) -> list[dict[str, Any]]:
+    """Cameras of several orbits, one an elevation; earlier ones get one more where it does not
+    divide. Elevations that get no view are left out."""
+    least, more = divmod(n_views, len(elevations))
+    cameras: list[dict[str, Any]] = []
+    for place, elevation in enumerate(elevations):
+        count = least + (place < more)
+        cameras += orbit(count, elevation=elevation, distance=distance, fovy_deg=fovy_deg)
+    return cameras
 
 
 def camera_to_world(elevation: float, azimuth: float, distance: float) -> np.ndarray:
@@ -111,16 +130,31 @@ def render_views(
         is no surface; ``normal`` (V, H, W, 3) in [0, 1] or None; and ``cameras``, the list of
         `orbit`.
     """
-    import torch
-
     cameras = orbit(n_views, elevation=elevation, distance=distance, fovy_deg=fovy_deg)
+    return render_cameras(system, cameras, size=size, device=device)
+
+
+def render_cameras(
+    system: Any,
+    cameras: Sequence[Mapping[str, Any]],
+    *,
+    size: int,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Render an object from these cameras, one view at a time; returns what `render_views` does."""
+    import torch
+    from rich.progress import track
+
     training = system.training
     system.eval()
     try:
         with torch.no_grad():
             outputs = [
                 _one_view(system(camera_batch([camera], size=size, device=device)))
-                for camera in cameras
+                for camera in track(
+                    cameras, description="views", transient=True, disable=not progress
+                )
             ]
     finally:
         system.train(training)
@@ -130,7 +164,7 @@ def render_views(
     }
     normals = [output["normal"] for output in outputs if output["normal"] is not None]
     views["normal"] = torch.cat(normals) if len(normals) == len(outputs) else None
-    views["cameras"] = cameras
+    views["cameras"] = list(cameras)
     return views
 
 
@@ -159,6 +193,7 @@ def save_views(
     depth: Any,
     cameras: Sequence[Mapping[str, Any]],
     normal: Any = None,
+    extra: Mapping[str, Any] | None = None,
     **_: Any,
 ) -> list[Path]:
     """Write views as pictures with their cameras; what `render_views` returns fits as keywords.
@@ -167,12 +202,15 @@ def save_views(
     ----------
     folder
         Gets ``000.png`` (RGBA, colour not multiplied by opacity), ``000_depth.png`` (16 bit),
-        ``000_normal.png`` (if given), ``cameras.json`` and ``transforms.json`` (NeRF's layout).
+        ``000_depth.npy`` (float32, world units), ``000_normal.png`` (if given), and last
+        ``transforms.json`` (NeRF's layout, colours only) and ``cameras.json``.
     rgb, opacity, depth, normal
         Tensors or arrays (V, H, W, 3), (V, H, W, 1), (V, H, W, 1), (V, H, W, 3). Colours in
         [0, 1]; depth in world units along the ray, 0 for none.
     cameras
         As `orbit` gives them, one a view.
+    extra
+        Further entries of ``cameras.json``.
 
     Returns
     -------
@@ -196,13 +234,24 @@ def save_views(
         _save_png(Image.fromarray(_bytes(np.concatenate([colour, alpha], axis=-1))), path)
         levels = np.rint(depths[index, :, :, 0] / scale).astype(np.uint16)
         _save_png(Image.fromarray(levels), folder / f"{index:03d}_depth.png")
+        with whole_file(folder / f"{index:03d}_depth.npy") as temporary:
+            np.save(temporary, depths[index, :, :, 0], allow_pickle=False)
         if normals is not None:
             _save_png(Image.fromarray(_bytes(normals[index])), folder / f"{index:03d}_normal.png")
         paths.append(path)
     height, width = colours.shape[1:3]
-    _write_text(folder / "cameras.json", _camera_file(cameras, width, height, scale, normals))
     _write_text(folder / "transforms.json", _nerf_file(cameras, width, height))
+    described = _camera_file(cameras, width, height, scale, normals)
+    _write_text(folder / "cameras.json", {**described, **(extra or {})})
     return paths
+
+
+def remove_views(folder: str | Path, *, keep: int) -> None:
+    """Remove what an earlier, longer set left in a folder: views from number ``keep`` on."""
+    for path in Path(folder).iterdir():
+        number = _VIEW_FILE.fullmatch(path.name)
+        if number and int(number.group(1)) >= keep:
+            path.unlink()
 
 
 def load_depth(picture: str | Path) -> np.ndarray:
@@ -255,7 +304,9 @@ def _camera_file(
         frames.append(frame)
     return {
         "convention": "c2w is OpenGL: columns right, up, backwards; world z up; front on +x",
-        "units": "degrees; depth is distance along the ray = pixel * depth_scale, 0 for none",
+        "units": "degrees, world units; depth is distance along the ray from the camera (not along "
+        "its axis), 0 for none: pixel * depth_scale in the 16-bit PNG, as it is in the .npy",
+        "normal_convention": "world axes, colour = (n + 1) / 2 times opacity",
         "width": width,
         "height": height,
         "depth_scale": depth_scale,
@@ -267,6 +318,7 @@ def _nerf_file(cameras: Sequence[Mapping[str, Any]], width: int, height: int) ->
     fovy = math.radians(cameras[0]["fovy_deg"])
     focal = 0.5 * height / math.tan(fovy / 2)
     return {
+        "camera_model": "OPENCV",
         "camera_angle_x": 2 * math.atan(0.5 * width / focal),
         "camera_angle_y": fovy,
         "fl_x": focal,
@@ -275,6 +327,10 @@ def _nerf_file(cameras: Sequence[Mapping[str, Any]], width: int, height: int) ->
         "cy": height / 2,
         "w": width,
         "h": height,
+        "k1": 0.0,
+        "k2": 0.0,
+        "p1": 0.0,
+        "p2": 0.0,
         "frames": [
             {"file_path": f"{index:03d}.png", "transform_matrix": _plain(camera["c2w"])}
             for index, camera in enumerate(cameras)

@@ -1,0 +1,1 @@
+"""Pictures instead of objects: sampled, or distilled as particles: ``threestudio-eeg images``."""

@@ -1,0 +1,1 @@
+"""Multi-view sets of a finished object: ``threestudio-eeg views``."""
