@@ -10,6 +10,7 @@ from eeg_encoder.errors import InputError
 from . import (
     checkpoints,
     colormaps,
+    cross_products,
     cuda_absent,
     films,
     igl,
@@ -48,6 +49,7 @@ REMEDIES: tuple[Remedy, ...] = (
     training_mode.REMEDY,
     checkpoints.REMEDY,
     colormaps.REMEDY,
+    cross_products.REMEDY,
     films.REMEDY,
     cuda_absent.DEVICE,
     checkpoints.CONFIGS_REMEDY,

@@ -105,3 +105,28 @@ def test_export_writes_a_mesh(trained, model):
     trial = launch(trained, "prolificdreamer.yaml", "--export", *options)
     mesh = (trial / "save" / "it2-export" / "model.obj").read_text()
     assert mesh.count("\nf ") > 100
+
+
+CAMERAS = """
+import runpy, sys, torch
+driver = runpy.run_path(sys.argv[1])
+from pathlib import Path
+driver["main"]("cpu", Path(sys.argv[2]), [])
+import threestudio
+from omegaconf import OmegaConf
+data = threestudio.find("random-camera-datamodule")(OmegaConf.create({
+    "batch_size": 3, "height": 4, "width": 4, "n_test_views": 3, "n_val_views": 3,
+}))
+data.setup()
+batches = [data.train_dataset.collate(None), next(iter(data.test_dataloader()))]
+for batch in batches:
+    c2w = batch["c2w"][:, :3, :3]
+    torch.testing.assert_close(c2w.mT @ c2w, torch.eye(3).expand_as(c2w), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.linalg.det(c2w), torch.ones(len(c2w)))
+print("three cameras look straight")
+"""
+
+
+def test_a_batch_of_three_cameras(tmp_path):
+    printed = run("-c", CAMERAS, DRIVER, ROOT, cwd=tmp_path)
+    assert "three cameras look straight" in printed
