@@ -183,6 +183,75 @@ def test_implicit_volume_learns_to_be_empty():
     assert opacities[-1] < 0.7 * opacities[0]
 
 
+def volume(**cfg):
+    grid = {"otype": "HashGrid", "n_levels": 3, "log2_hashmap_size": 10, "base_resolution": 4}
+    torch.manual_seed(0)
+    return find("implicit-volume")({"pos_encoding_config": grid, "normal_type": None, **cfg})
+
+
+def trained(chunk, geometry, view_size=(24, 24), **cfg):
+    """A training render, the gradients of a loss on all that it gives, and the bytes it kept."""
+    module = renderer(geometry, num_samples_per_ray=48, train_chunk_size=chunk, **cfg)
+    for step in (0, 16):
+        torch.manual_seed(2)
+        module.update_step(0, step)
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    torch.manual_seed(3)
+    geometry.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = module(**view(size=view_size))
+    pulls = [out[name].square().mean() for name in ("comp_rgb", "opacity", "depth", "z_variance")]
+    loss = sum(pulls) + out["features"].square().mean()
+    loss.backward()
+    return out, [p.grad for p in geometry.parameters()], sum(kept.values())
+
+
+@pytest.mark.parametrize("settings", [{}, {"grid_prune": False}, {"max_samples": 9000}])
+@pytest.mark.parametrize("normal_type", [None, "finite_difference", "analytic"])
+def test_a_render_in_chunks_has_the_same_values_and_gradients(settings, normal_type):
+    geometry = volume(normal_type=normal_type)
+    settings = {**settings, "requires_normal": normal_type is not None}
+    whole, expected, _ = trained(0, geometry, **settings)
+    chunked, found, _ = trained(200, geometry, **settings)
+    assert len(whole["weights"]) > 1000
+    for name, value in whole.items():
+        torch.testing.assert_close(chunked[name], value, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_render_in_chunks_keeps_a_fraction():
+    networks = {"otype": "VanillaMLP", "n_neurons": 64, "n_hidden_layers": 1}
+    geometry = volume(mlp_network_config=networks)
+    (_, _, whole), (out, _, chunked) = trained(0, geometry), trained(200, geometry)
+    per_sample = chunked / len(out["weights"])
+    assert per_sample < 200
+    assert chunked < 0.4 * whole
+
+
+def test_many_samples_are_rendered_in_chunks_by_default(monkeypatch):
+    sizes, geometry = [], volume()
+    own = type(geometry).forward
+
+    def watched(self, points, **how):
+        sizes.append(len(points))
+        return own(self, points, **how)
+
+    monkeypatch.setattr(type(geometry), "forward", watched)
+    trained(None, geometry)
+    assert max(sizes) > 1000
+    sizes.clear()
+    monkeypatch.setattr("threestudio_eeg.builtin.renderer.RECOMPUTED_FROM", 1000)
+    monkeypatch.setattr("threestudio_eeg.builtin.renderer.RECOMPUTED_CHUNK", 300)
+    trained(None, geometry)
+    assert max(sizes[1:]) == 300
+
+
 @pytest.mark.gpu
 def test_cuda_equals_cpu():
     grid = {"otype": "HashGrid", "n_levels": 3, "log2_hashmap_size": 10, "base_resolution": 4}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from eeg_encoder.errors import InputError
 from threestudio_eeg.neural_fields.compositing import EARLY_STOP, exclusive_sum
 from threestudio_eeg.neural_fields.marching import Samples
+from threestudio_eeg.neural_fields.recomputation import Fields
 
 from .registry import register
 from .renderer import VolumeRenderer
@@ -102,7 +103,12 @@ class NeuSVolumeRenderer(VolumeRenderer):
         return neus_alpha(sdf, slope, dt, self.variance.inv_std)
 
     def visible(
-        self, samples: Samples, positions: Tensor, n_rays: int, threshold: Tensor
+        self,
+        samples: Samples,
+        positions: Tensor,
+        n_rays: int,
+        threshold: Tensor,
+        known: Fields | None = None,
     ) -> Tensor:
         alpha = self.step_opacity(positions)
         return (alpha >= threshold) & (transmittance(alpha, samples, n_rays) >= EARLY_STOP)

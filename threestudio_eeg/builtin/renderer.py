@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from eeg_encoder.errors import InputError
 from threestudio_eeg.neural_fields.compositing import (
@@ -20,6 +20,7 @@ from threestudio_eeg.neural_fields.compositing import (
 )
 from threestudio_eeg.neural_fields.marching import Samples, march
 from threestudio_eeg.neural_fields.occupancy import OccupancyGrid
+from threestudio_eeg.neural_fields.recomputation import Fields, evaluate, recomputed
 
 from .base import BaseModule
 from .config import C
@@ -33,6 +34,9 @@ SOLID = 0.5
 """Opacity from which a ray has a surface, for the variance of its depth."""
 CUBE_DIAGONAL = 1.732
 DENSITY_CHUNK = 1 << 21
+RECOMPUTED_FROM, RECOMPUTED_CHUNK = 1 << 22, 1 << 20
+"""Number of samples from which a training render keeps no graph of its field, and how many are
+computed again at a time: 4 M samples of the default field keep some 4 GB."""
 
 
 @dataclass
@@ -51,8 +55,9 @@ class VolumeRenderer(BaseModule):
     them at random when ``randomized``; evaluation does not. Subclasses say how opaque a sample is.
 
     Fields that threestudio does not have: ``num_samples_per_ray`` may be a schedule, and
-    ``train_chunk_size`` is the number of samples whose field is held at a time in training: the
-    rest is computed again in the backward pass (0: all are held). ``max_samples``, which may be a
+    ``train_chunk_size`` is the number of samples whose field's graph is held at a time in training,
+    where it is computed again in the backward pass (0: all are held; by default, a million where
+    a render has more than four). ``max_samples``, which may be a
     schedule too, fixes the length of the list of samples, so that no step waits for the device;
     what does not fit is left out and counted in ``overflow``. ``backend`` is ``torch`` or
     ``triton``.
@@ -70,7 +75,7 @@ class VolumeRenderer(BaseModule):
         grid_prune: bool = True
         prune_alpha_threshold: bool = True
         num_samples_per_ray_importance: int = 64
-        train_chunk_size: int = 0
+        train_chunk_size: int | None = None
         max_samples: Any = 0
         backend: str | None = None
 
@@ -119,9 +124,17 @@ class VolumeRenderer(BaseModule):
         raise NotImplementedError
 
     def visible(
-        self, samples: Samples, positions: Tensor, n_rays: int, threshold: Tensor
+        self,
+        samples: Samples,
+        positions: Tensor,
+        n_rays: int,
+        threshold: Tensor,
+        known: Fields | None = None,
     ) -> Tensor:
-        """Which samples at positions (N, 3) are worth shading, (N,)."""
+        """Which samples at positions (N, 3) are worth shading, (N,).
+
+        ``known`` is what the geometry says at the positions, where it was asked.
+        """
         raise NotImplementedError
 
     def step_opacity(self, points: Tensor) -> Tensor:
@@ -190,11 +203,11 @@ class VolumeRenderer(BaseModule):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Composite flat rays (R, 3): per-ray images (R, ·) and the packed samples."""
         n_rays = len(rays_o)
-        samples = self._sample(rays_o, rays_d)
+        normals = self.needs_normals or self.material.requires_normal
+        samples, known = self._sample(rays_o, rays_d, normals)
         index = samples.ray_indices
         positions, directions = samples.positions(rays_o, rays_d), rays_d.index_select(0, index)
-        normals = self.needs_normals or self.material.requires_normal
-        fields = self._fields(positions, normals)
+        fields = self._fields(positions, normals, known)
         colour = self.material(
             viewdirs=directions,
             positions=positions,
@@ -225,24 +238,26 @@ class VolumeRenderer(BaseModule):
             packed["overflow"] = samples.overflow
         return image, packed
 
-    def _fields(self, positions: Tensor, normals: bool) -> dict[str, Tensor]:
-        """What the geometry says at the samples, in parts that are computed twice where asked."""
-        size = self.cfg.train_chunk_size
-        twice = self.training and torch.is_grad_enabled() and 0 < size < len(positions)
-        if not twice:
-            fields: dict[str, Tensor] = self.geometry(positions, output_normal=normals)
+    def _fields(self, positions: Tensor, normals: bool, known: Fields | None) -> Fields:
+        """What the geometry says at the samples; where many, the graph is made in backward."""
+        chunk = self._recomputed_chunk(len(positions))
+        if chunk is None:
+            fields: Fields = self.geometry(positions, output_normal=normals)
             return fields
-        parts = [
-            checkpoint(
-                self.geometry,
-                part,
-                output_normal=normals,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            for part in positions.split(size)
-        ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        parameters = list(self.geometry.parameters())
+        return recomputed(self._field(normals), positions, parameters, chunk, known)
+
+    def _field(self, normals: bool) -> Callable[[Tensor], Fields]:
+        return partial(self.geometry, output_normal=normals)
+
+    def _recomputed_chunk(self, n_samples: int) -> int | None:
+        """Samples whose graph is made at a time in the backward pass; None: it is kept."""
+        if not (self.training and self._makes_graph):
+            return None
+        size = self.cfg.train_chunk_size
+        if size is None:
+            return RECOMPUTED_CHUNK if n_samples >= RECOMPUTED_FROM else None
+        return size if 0 < size < n_samples else None
 
     def _accumulate(
         self, weights: Tensor, values: Tensor | None, samples: Samples, n_rays: int
@@ -267,10 +282,20 @@ class VolumeRenderer(BaseModule):
         total = self._accumulate(weights, normals, samples, len(opacity))
         return (F.normalize(total, dim=-1) + 1) / 2 * opacity
 
-    @torch.no_grad()
-    def _sample(self, rays_o: Tensor, rays_d: Tensor) -> Samples:
+    def _sample(
+        self, rays_o: Tensor, rays_d: Tensor, normals: bool
+    ) -> tuple[Samples, Fields | None]:
+        """Samples worth shading, and what the geometry says there when that was found out."""
+        self._makes_graph = torch.is_grad_enabled()
+        with torch.no_grad():
+            samples = self._march(rays_o, rays_d)
+            if not (self.cfg.grid_prune and self.cfg.prune_alpha_threshold):
+                return samples, None
+            return self._prune(samples, rays_o, rays_d, normals)
+
+    def _march(self, rays_o: Tensor, rays_d: Tensor) -> Samples:
         cfg = self.cfg
-        samples = march(
+        return march(
             rays_o,
             rays_d,
             self.estimator,
@@ -281,14 +306,25 @@ class VolumeRenderer(BaseModule):
             capacity=self.capacity if self.training else None,
             backend=cfg.backend,
         )
-        if not (cfg.grid_prune and cfg.prune_alpha_threshold):
-            return samples
+
+    def _prune(
+        self, samples: Samples, rays_o: Tensor, rays_d: Tensor, normals: bool
+    ) -> tuple[Samples, Fields | None]:
+        """Leave out what is thin or hidden.
+
+        Where the field's graph is not kept, its values are computed here, once for all.
+        """
         threshold = self.estimator.occs.mean().clamp(max=ALPHA_THRESHOLD)
-        positions = samples.positions(rays_o, rays_d)
-        seen = self.visible(samples, positions, len(rays_o), threshold)
-        if samples.overflow is not None:
-            return samples.select(seen, self.capacity, len(rays_o))
-        return samples.select(seen)
+        positions, n_rays = samples.positions(rays_o, rays_d), len(rays_o)
+        fixed_length, known = samples.overflow is not None, None
+        if self._recomputed_chunk(len(samples)) is not None and not (normals or fixed_length):
+            known = evaluate(self._field(False), positions, DENSITY_CHUNK)
+        seen = self.visible(samples, positions, n_rays, threshold, known)
+        if fixed_length:
+            return samples.select(seen, self.capacity, n_rays), None
+        if known is not None:
+            known = {name: value[seen] for name, value in known.items()}
+        return samples.select(seen), known
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         """Look at the occupancy again, once per training step at most."""
@@ -323,11 +359,19 @@ class NeRFVolumeRenderer(VolumeRenderer):
         return render_weights(density, samples, len(rays_d), self.cfg.backend)[0]
 
     def visible(
-        self, samples: Samples, positions: Tensor, n_rays: int, threshold: Tensor
+        self,
+        samples: Samples,
+        positions: Tensor,
+        n_rays: int,
+        threshold: Tensor,
+        known: Fields | None = None,
     ) -> Tensor:
-        parts = positions.split(DENSITY_CHUNK)
-        density = torch.cat([self.geometry.forward_density(part) for part in parts]).squeeze(-1)
-        return visible(density, samples, n_rays, threshold, self.cfg.backend)
+        if known is not None:
+            density = known["density"]
+        else:
+            parts = positions.split(DENSITY_CHUNK)
+            density = torch.cat([self.geometry.forward_density(part) for part in parts])
+        return visible(density.squeeze(-1), samples, n_rays, threshold, self.cfg.backend)
 
     def step_opacity(self, points: Tensor) -> Tensor:
         density: Tensor = self.geometry.forward_density(points)

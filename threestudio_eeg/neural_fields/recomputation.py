@@ -1,0 +1,121 @@
+"""A field's values with nothing kept for the backward pass but the points.
+
+What autograd keeps of an encoding and its networks is hundreds of bytes a point, of the values
+themselves a few dozen. Here the backward pass evaluates the field again, a chunk of points at a
+time, as T. Chen et al. do for layers (Training Deep Nets with Sublinear Memory Cost, 2016). Values
+that are known already, such as those which decided what samples are worth shading, are taken as
+they are: then the field is evaluated no more often than without recomputation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Fields = dict[str, Tensor]
+Field = Callable[[Tensor], Fields]
+
+
+def evaluate(field: Field, points: Tensor, chunk: int) -> Fields:
+    """Values of a field at points (N, D), at most ``chunk`` at a time: each (N, ...)."""
+    parts = [field(part) for part in points.split(chunk)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def recomputed(
+    field: Field,
+    points: Tensor,
+    parameters: Sequence[Tensor],
+    chunk: int,
+    known: Fields | None = None,
+) -> Fields:
+    """Values of a field, differentiable once in its parameters.
+
+    Parameters
+    ----------
+    field
+        Maps points (n, D) to tensors (n, ...) by name. Called again in the backward pass, so it
+        must not depend on anything but the points and the parameters, nor draw random numbers.
+    points
+        Shape (N, D). They get no gradient.
+    parameters
+        What the values are differentiated by.
+    chunk
+        Points that are evaluated with their graph at a time.
+    known
+        The values at these points, when they are known already.
+
+    Returns
+    -------
+    dict
+        Tensors (N, ...) by name.
+    """
+    with torch.no_grad():
+        values = evaluate(field, points, chunk) if known is None else known
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    found = _Recomputed.apply(
+        field, chunk, list(values), points, len(values), *values.values(), *trained
+    )
+    return dict(zip(values, found, strict=True))
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        field: Field,
+        chunk: int,
+        names: list[str],
+        points: Tensor,
+        n_values: int,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        values, parameters = tensors[:n_values], tensors[n_values:]
+        ctx.save_for_backward(points, *parameters)
+        ctx.field, ctx.chunk, ctx.names = field, chunk, names
+        ctx.autocast = _autocast(points.device.type)
+        ctx.set_materialize_grads(False)
+        return tuple(value.detach() for value in values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        points, *parameters = ctx.saved_tensors
+        given = {
+            name: gradient
+            for name, gradient in zip(ctx.names, gradients, strict=True)
+            if gradient is not None
+        }
+        totals: list[Tensor | None] = [None] * len(parameters)
+        for start in range(0, len(points) if given else 0, ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            with torch.enable_grad(), ctx.autocast():
+                values = ctx.field(points[rows])
+            here = {name: g[rows] for name, g in given.items() if values[name].requires_grad}
+            found = torch.autograd.grad(
+                [values[name] for name in here],
+                parameters,
+                list(here.values()),
+                allow_unused=True,
+            )
+            totals = [_add(total, part) for total, part in zip(totals, found, strict=True)]
+        return (None,) * (5 + len(ctx.names)) + tuple(totals)
+
+
+def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    """Sum of gradients, in the memory of the first."""
+    if total is None or part is None:
+        return part if total is None else total
+    return total.add_(part)
+
+
+def _autocast(device_type: str) -> Callable[[], AbstractContextManager[None]]:
+    """The present autocast setting, to be entered again in the backward pass."""
+    enabled = torch.is_autocast_enabled(device_type)
+    dtype = torch.get_autocast_dtype(device_type)
+    return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled)
