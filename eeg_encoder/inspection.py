@@ -57,7 +57,7 @@ def inspect_recording(
         When the recording is refused.
     """
     name = format or recognise(recording)
-    given = _options(options)
+    given = key_values(options)
     trials, refusal = _opened(recording, name, given)
     parts = None if splits is None else _splits(splits, recording, trials, subject)
     found = overview(trials, parts, progress=True)
@@ -87,7 +87,14 @@ def _opened(
             raise error from None
 
 
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
+def key_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` words as a dictionary; values are read as YAML.
+
+    Raises
+    ------
+    InputError
+        For a word without ``=``.
+    """
     from omegaconf import OmegaConf
 
     for pair in pairs:

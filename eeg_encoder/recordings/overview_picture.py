@@ -69,7 +69,7 @@ def _draw_amplitude(axes: Any, found: Overview, scale: float, unit: str) -> None
         from mne.viz import plot_topomap
 
         image, _ = plot_topomap(
-            amplitude[known], _flattened(found.positions[known]), axes=axes, show=False
+            amplitude[known], flattened(found.positions[known]), axes=axes, show=False
         )
         axes.figure.colorbar(image, ax=axes, shrink=0.7)
         return
@@ -107,7 +107,7 @@ def _draw_counts(axes: Any, found: Overview) -> None:
         axes.set_xticks(np.arange(len(names)), names, rotation=90, fontsize=6)
 
 
-def _flattened(positions: np.ndarray) -> np.ndarray:
+def flattened(positions: np.ndarray) -> np.ndarray:
     """Positions in the plane: the angle from the vertex becomes the distance from the centre."""
     length = np.maximum(np.linalg.norm(positions, axis=1), 1e-9)
     angle = np.arccos(np.clip(positions[:, 2] / length, -1, 1))

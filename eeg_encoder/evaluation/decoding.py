@@ -1,7 +1,8 @@
-"""Figures of an encoder: retrieval and category, beside the same with shuffled EEG."""
+"""Figures of EEG embeddings: retrieval, category and cosine, beside a shuffled control."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,35 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def retrieval(found: Tensor, gallery: Tensor, target: Tensor) -> dict[str, float]:
-    """Top-1 and top-5 of the right stimulus among all stimuli of the gallery.
-
-    Parameters
-    ----------
-    found
-        (N, P) embeddings from EEG.
-    gallery
-        (S, P) embeddings of the stimuli's pictures.
-    target
-        (N,) the right row of the gallery.
-
-    Returns
-    -------
-    dict
-        ``top1``, ``top5``, their chance levels, and the size of the gallery.
-    """
-    similarity = F.normalize(found, dim=1) @ F.normalize(gallery, dim=1).T
-    own = similarity.gather(1, target[:, None])
-    rank = (similarity > own).sum(dim=1)
-    size = len(gallery)
-    return {
-        "top1": float((rank < 1).float().mean()),
-        "top5": float((rank < 5).float().mean()),
-        "chance_top1": 1 / size,
-        "chance_top5": min(1.0, 5 / size),
-        "gallery": size,
-    }
+from .retrieval import n_way, retrieval, similarities, targets
+from .tiers import TIERS
 
 
 def nearest_category(
@@ -70,17 +44,18 @@ def category_centres(embeddings: Tensor, labels: Tensor, n: int) -> Tensor:
 
 def evaluate(
     found: Tensor,
-    stimuli: np.ndarray,
+    stimuli: Sequence[str] | np.ndarray,
     labels: np.ndarray,
-    gallery: dict[str, Tensor],
+    gallery: Mapping[str, Tensor],
     train_embeddings: Tensor,
     train_labels: np.ndarray,
     *,
     n_categories: int,
     seed: int = 0,
     protocol: dict[str, Any] | None = None,
+    gallery_kind: str = "exact test pictures",
 ) -> dict[str, Any]:
-    """Figures of EEG embeddings, inductive: no statistics of the test set are used.
+    """Figures of EEG embeddings.
 
     Parameters
     ----------
@@ -98,26 +73,31 @@ def evaluate(
         Of the shuffle.
     protocol
         Kept in the result: split, repetitions, SNR.
+    gallery_kind
+        What the gallery is made of.
 
     Returns
     -------
     dict
         ``eeg`` and ``shuffled`` (EEG of one trial scored as another's: the control), each with
-        ``retrieval``, ``category_top1`` (nearest class mean), ``category_nearest_picture`` (nearest
-        training picture) and ``cosine``; ``trials``, ``protocol``, ``tier``.
+        ``retrieval``, ``n_way``, ``category_top1`` (nearest class mean),
+        ``category_nearest_picture`` (nearest training picture) and ``cosine``, all inductive;
+        ``transductive``, retrieval of ``eeg`` in each of the other tiers; ``trials``, ``protocol``,
+        ``tier``.
     """
     mean = train_embeddings.mean(dim=0)
     ids = sorted(gallery)
-    row = {name: number for number, name in enumerate(ids)}
     pictures = torch.stack([gallery[name] for name in ids]) - mean
-    target = torch.tensor([row[str(name)] for name in stimuli])
+    target = targets([str(name) for name in stimuli], ids)
     truth = torch.from_numpy(np.asarray(labels, dtype=np.int64))
     train_truth = torch.from_numpy(np.asarray(train_labels, dtype=np.int64))
     centres = category_centres(train_embeddings, train_truth, n_categories) - mean
 
     def score(embeddings: Tensor) -> dict[str, Any]:
+        scores = similarities(embeddings, pictures)
         return {
-            "retrieval": retrieval(embeddings, pictures, target),
+            "retrieval": retrieval(scores, target, kind=gallery_kind),
+            "n_way": n_way(scores, target),
             "category_top1": nearest_category(embeddings, centres, truth),
             "category_nearest_picture": nearest_category(
                 embeddings, train_embeddings - mean, truth, train_truth
@@ -126,12 +106,21 @@ def evaluate(
         }
 
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+    eeg = found - mean
     return {
         "tier": "inductive",
         "trials": len(found),
         "categories": n_categories,
         "chance_category_top1": 1 / n_categories,
-        "eeg": score(found - mean),
-        "shuffled": score((found - mean)[order]),
+        "eeg": score(eeg),
+        "shuffled": score(eeg[order]),
+        "transductive": {
+            name: {
+                "uses": tier.uses,
+                **retrieval(tier.scores(eeg, pictures), target, kind=gallery_kind),
+            }
+            for name, tier in TIERS.items()
+            if name != "inductive"
+        },
         "protocol": protocol or {},
     }
