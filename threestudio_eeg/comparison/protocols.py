@@ -76,13 +76,13 @@ def check_seeds(rows: Mapping[str, Sequence[Row]], allowed: Sequence[str] = ()) 
             found = f"{len(seeds[condition])} other trials in {condition}"
             raise InputError("comparison", "trials", found, f"some that {reference} has too")
         for trial in shared:
-            found, expected = seeds[condition][trial], seeds[reference][trial]
-            if found != expected:
-                words = f"{sorted(found)} in {condition} for {trial}"
+            own, other = sorted(seeds[condition][trial]), sorted(seeds[reference][trial])
+            if own != other:
+                found = f"{own} in {condition} for {trial}"
                 if SEEDS not in allowed:
-                    expected = f"{sorted(expected)}, as in {reference} (or --allow {SEEDS})"
-                    raise InputError("comparison", SEEDS, words, expected)
-                notes.append(f"{SEEDS} differ: {words}, {sorted(expected)} in {reference}")
+                    expected = f"{other}, as in {reference} (or --allow {SEEDS})"
+                    raise InputError("comparison", SEEDS, found, expected)
+                notes.append(f"{SEEDS} differ: {found}, {other} in {reference}")
                 break
     return notes
 

@@ -137,7 +137,7 @@ def _protocol(config: Any) -> dict[str, Any]:
     for section in ("data", "system.guidance"):
         content = OmegaConf.to_container(OmegaConf.select(config, section), resolve=True)
         assert isinstance(content, dict)
-        flat.update({f"{section}.{key}": value for key, value in content.items()})
+        flat.update({f"{section}.{key!s}": value for key, value in content.items()})
     return {key: value for key, value in flat.items() if not NOT_TRAINING.search(key)}
 
 

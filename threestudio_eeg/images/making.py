@@ -155,8 +155,8 @@ def _prompt(options: ImageOptions) -> Any:
     from ..builtin.prompts import StableDiffusionPromptProcessor
 
     has_views = (pipeline_folder(options.pipeline) / "view_encoder").is_dir()
-    given = {"prompt": options.prompt, "view_wording": not has_views}
-    return StableDiffusionPromptProcessor({**common, **given})
+    words = {"prompt": options.prompt, "view_wording": not has_views}
+    return StableDiffusionPromptProcessor({**common, **words})
 
 
 def _guidance(options: ImageOptions, steps: int, view_dependent: bool) -> Any:
