@@ -49,6 +49,10 @@ def embed_trials(
         counts = torch.bincount(torch.from_numpy(trials.groups())).tolist()
         trials = trials.average()
     pooled = pretrained.decode(trials, torch.tensor(counts), device=device)
+    if pretrained.context is None:
+        tokens = pretrained.to_tokens(pooled)
+    else:
+        tokens = pretrained.to_context(trials, device=device)
     words = names or {}
     labels = [trials.label_names[label] for label in trials.labels]
     entries = [
@@ -60,11 +64,11 @@ def embed_trials(
         )
         for row in range(len(trials))
     ]
-    tokens = pretrained.to_tokens(pooled)
-    assert pretrained.tokens is not None
+    null_tokens = pretrained.null_tokens
+    assert null_tokens is not None
     return Conditioning(
         tokens=tokens,
-        null_tokens=pretrained.tokens.null_tokens.cpu(),
+        null_tokens=null_tokens,
         pooled=pooled,
         trials=entries,
         base_model=pretrained.config["base_model"],

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from . import models
 from .errors import InputError
 from .files import whole_file, writable_folder, write_json
+from .models.context_head import ContextHead, build_context_head, eeg_tokens
 from .models.evidence import PictureEvidence
 from .models.memory import PictureMemory
 from .models.token_head import TokenHead
@@ -22,6 +23,7 @@ from .preprocessing import Preprocessing
 from .recordings.trials import TrialSet
 
 FORMAT_VERSION = 1
+HUB = "hf://"
 CONFIG, WEIGHTS, PREPROCESSING, CARD = (
     "config.json",
     "model.safetensors",
@@ -51,6 +53,9 @@ class Pretrained:
         Training pictures that decoded embeddings are brought back to; None leaves them as they are.
     evidence
         What the signals themselves say of the remembered pictures; with a memory only.
+    context
+        The encoder's tokens to cross-attention tokens, trained against a diffusion model; where
+        there is one, conditioning is made by it and not by ``tokens``.
     """
 
     encoder: nn.Module
@@ -60,6 +65,7 @@ class Pretrained:
     weights_hash: str = ""
     memory: PictureMemory | None = None
     evidence: PictureEvidence | None = None
+    context: ContextHead | None = None
 
     @torch.no_grad()
     def embed(
@@ -134,9 +140,40 @@ class Pretrained:
             raise InputError("encoder", "token head", found, "one, from an image projection")
         return self.tokens.cpu()(pooled.float().cpu())
 
+    @torch.no_grad()
+    def to_context(
+        self, trials: TrialSet, *, device: str | torch.device = "cpu", batch: int = 256
+    ) -> Tensor:
+        """Cross-attention tokens (N, L, D) of trials by the context head, on the CPU.
+
+        Raises
+        ------
+        InputError
+            When the encoder has no context head, or the recording does not fit.
+        """
+        if self.context is None:
+            raise InputError("encoder", "context head", "none", "one, from eeg-encoder condition")
+        signals = torch.from_numpy(self.preprocessing(trials))
+        subjects = torch.from_numpy(trials.subjects)
+        self.encoder.eval().to(device)
+        self.context.eval().to(device)
+        parts = [
+            self.context(eeg_tokens(self.encoder, s.to(device), n.to(device))).float().cpu()
+            for s, n in zip(signals.split(batch), subjects.split(batch), strict=True)
+        ]
+        return torch.cat(parts)
+
+    @property
+    def null_tokens(self) -> Tensor | None:
+        """(L, D) of the unconditional branch, on the CPU; None without a head."""
+        head = self.context or self.tokens
+        return None if head is None else head.null_tokens.cpu()
+
 
 def save_pretrained(folder: str | Path, pretrained: Pretrained, *, card: str = "") -> str:
     """Write an encoder folder; weights in half precision.
+
+    ``hf://owner/name`` in place of a folder uploads it to that repository of the Hugging Face hub.
 
     Returns
     -------
@@ -150,12 +187,15 @@ def save_pretrained(folder: str | Path, pretrained: Pretrained, *, card: str = "
     """
     from safetensors.torch import save
 
+    if str(folder).startswith(HUB):
+        return _upload(str(folder), pretrained, card)
     folder = writable_folder(folder)
     modules = {
         "encoder": pretrained.encoder,
         "tokens": pretrained.tokens,
         "memory": pretrained.memory,
         "evidence": pretrained.evidence,
+        "context": pretrained.context,
     }
     weights = {
         f"{name}.{key}": value.detach().cpu().half().contiguous()
@@ -171,7 +211,8 @@ def save_pretrained(folder: str | Path, pretrained: Pretrained, *, card: str = "
     memory, evidence = (
         None if part is None else part.sizes() for part in (pretrained.memory, pretrained.evidence)
     )
-    sizes = {"memory": memory, "evidence": evidence}
+    context = None if pretrained.context is None else pretrained.context.settings
+    sizes = {"memory": memory, "evidence": evidence, "context": context}
     write_json(folder / CONFIG, {"version": FORMAT_VERSION, **pretrained.config, **sizes})
     pretrained.preprocessing.save(folder / PREPROCESSING)
     with whole_file(folder / CARD) as temporary:
@@ -183,6 +224,12 @@ def save_pretrained(folder: str | Path, pretrained: Pretrained, *, card: str = "
 def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -> Pretrained:
     """Read an encoder folder, as float32 networks in evaluation mode.
 
+    Parameters
+    ----------
+    folder
+        A folder, or ``hf://owner/name`` of the Hugging Face hub: from its cache, or downloaded
+        unless ``HF_HUB_OFFLINE`` is set. A path without ``hf://`` never uses the network.
+
     Raises
     ------
     InputError
@@ -190,12 +237,13 @@ def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -
     """
     from safetensors.torch import load_file
 
-    folder = Path(folder)
+    folder = _downloaded(str(folder)) if str(folder).startswith(HUB) else Path(folder)
     config = _read_config(folder / CONFIG)
     encoder = models.build(config["model"]["name"], **config["model"]["settings"])
     tokens = TokenHead(**config["tokens"]) if config.get("tokens") else None
     memory = PictureMemory(**config["memory"]) if config.get("memory") else None
     evidence = PictureEvidence(**config["evidence"]) if config.get("evidence") else None
+    context = build_context_head(**config["context"]) if config.get("context") else None
     file = folder / WEIGHTS
     try:
         weights = {name: value.float() for name, value in load_file(str(file)).items()}
@@ -206,6 +254,8 @@ def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -
             _load_part(memory, weights, "memory.")
         if evidence is not None:
             _load_part(evidence, weights, "evidence.")
+        if context is not None:
+            _load_part(context, weights, "context.")
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(file, "weights", reason, "the weights of config.json's model") from error
@@ -217,6 +267,7 @@ def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -
         weights_hash=file_hash(file),
         memory=memory,
         evidence=evidence,
+        context=None if context is None else context.eval(),
     )
 
 
@@ -227,6 +278,35 @@ def file_hash(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _upload(name: str, pretrained: Pretrained, card: str) -> str:
+    from tempfile import TemporaryDirectory
+
+    from huggingface_hub import HfApi
+
+    with TemporaryDirectory() as folder:
+        digest = save_pretrained(folder, pretrained, card=card)
+        try:
+            api = HfApi()
+            api.create_repo(name.removeprefix(HUB), exist_ok=True)
+            api.upload_folder(repo_id=name.removeprefix(HUB), folder_path=folder)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(name, "upload", reason, "a repository that can be written") from error
+    return digest
+
+
+def _downloaded(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    files = [CONFIG, WEIGHTS, CARD, f"{Path(PREPROCESSING).stem}.*"]
+    try:
+        return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=files))
+    except Exception as error:
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
+        expected = "an encoder on the hub, or in its cache when offline"
+        raise InputError(name, "repository", reason, expected) from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -4,132 +4,69 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from . import models
 from .conditioning import pipeline_fingerprint
-from .errors import InputError
 from .files import writable_folder
-from .image_space import embed_pictures, empty_caption_tokens, image_projection_weights
+from .image_space import empty_caption_tokens, image_projection_weights
 from .models.evidence import TEMPERATURES, PictureEvidence
 from .models.memory import PictureMemory
 from .models.token_head import TokenHead
-from .preprocessing import Preprocessing
 from .pretrained import Pretrained, save_pretrained
-from .recordings.perceivelab import load_perceivelab, load_splits
-from .recordings.splits import check_split
 from .recordings.trials import TrialSet
+from .settings import SourceConfig, load_config, resolve_device, start
+from .sources import Source, open_source
 from .stages.align import AlignConfig, align
 from .stages.batches import TrialBank
 from .stages.pretrain import PretrainConfig, pretrain
-from .stages.running import Running
+from .stages.running import is_first_process
+from .stages.targets import TargetConfig, picture_targets
+from .starting import model_of, new_encoder, stages_before
+
+__all__ = [
+    "TrainConfig",
+    "load_train_config",
+    "remember",
+    "resolve_device",
+    "token_head",
+    "train",
+]
 
 
 @dataclass
-class PreprocessingConfig:
-    """See :class:`eeg_encoder.preprocessing.Preprocessing`."""
-
-    sfreq: float = 250.0
-    band: Optional[list[float]] = None  # noqa: UP045
-    whiten: bool = True
-    shrinkage: float = 0.01
-    demean: bool = True
-    clip: float = 8.0
-
-
-@dataclass
-class TrainConfig:
-    """Everything ``eeg-encoder train`` reads.
+class TrainConfig(SourceConfig):
+    """Everything ``eeg-encoder train`` and ``eeg-encoder align`` read, besides the recording's.
 
     Parameters
     ----------
-    recording, splits, pictures, pipeline
-        The ``.pth`` file, its split file, the picture folder, the pipeline folder.
-    out
-        Encoder folder to write.
-    split, subjects, window, scale
-        Which split; which subjects (null: all); samples kept; factor to volts.
-    allow_within_block
-        Train although the split cuts through the blocks of a block design; figures are marked.
-    device, precision, seed, progress, threads
-        ``auto``, ``cpu`` or ``cuda``; Lightning's precision; seed; progress bars; CPU threads, 0
-        for torch's own choice.
-    preprocessing, model, pretrain, align
+    pictures, pipeline
+        The picture folder and the pipeline folder.
+    init
+        Encoder folder of an earlier stage to go on from.
+    model, pretrain, align, targets
         Settings of the parts. ``model`` holds a ``name`` and that model's settings.
+    memory
+        Remember the training pictures; see :class:`eeg_encoder.models.memory.PictureMemory`.
     """
 
-    recording: str = "???"
-    splits: str = "???"
     pictures: str = "???"
     pipeline: str = "???"
-    out: str = "outputs/encoder"
-    split: int = 0
-    subjects: Optional[list[int]] = None  # noqa: UP045
-    window: list[int] = field(default_factory=lambda: [20, 460])
-    scale: float = 1.0
-    allow_within_block: bool = False
-    device: str = "auto"
-    precision: str = "32-true"
-    seed: int = 0
-    progress: bool = True
-    threads: int = 0
-    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
-    model: dict[str, Any] = field(default_factory=lambda: {"name": "compact"})
+    init: Optional[str] = None  # noqa: UP045
+    model: dict[str, Any] = field(default_factory=dict)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
+    targets: TargetConfig = field(default_factory=TargetConfig)
+    memory: bool = True
 
 
 def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a YAML file and ``key=value`` overrides into a checked config.
-
-    Raises
-    ------
-    InputError
-        For an unknown key, a value of the wrong type, or a required key that is missing.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    for override in overrides:
-        if "=" not in override:
-            raise InputError("command line", "override", override, "key=value")
-    try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(TrainConfig),
-            OmegaConf.load(path),
-            OmegaConf.from_dotlist(list(overrides)),
-        )
-    except (OmegaConfBaseException, YAMLError, OSError) as error:
-        key = getattr(error, "full_key", None) or "config"
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(path, key, reason, "a key and value that training knows") from error
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise InputError(path, missing[0], "nothing", f"a value, for example {missing[0]}=PATH")
-    return OmegaConf.to_object(merged)  # type: ignore[return-value]
-
-
-def resolve_device(name: str) -> str:
-    """``cpu`` or ``cuda``; ``auto`` takes a CUDA device when there is one.
-
-    Raises
-    ------
-    InputError
-        When CUDA is asked for and absent, or the name is unknown.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("command line", "device", "cuda, but no CUDA device", "cpu, or auto")
-    if name not in ("cpu", "cuda"):
-        raise InputError("command line", "device", name, "auto, cpu or cuda")
-    return name
+    """:func:`eeg_encoder.settings.load_config` of a :class:`TrainConfig`."""
+    return load_config(TrainConfig, path, overrides)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -147,52 +84,23 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     out = writable_folder(config.out)
-    device = resolve_device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-
-    trials = load_perceivelab(
-        config.recording,
-        scale=config.scale,
-        subjects=config.subjects,
-        window=(config.window[0], config.window[1]),
+    running = start(config)
+    source = open_source(config)
+    banks = source.banks(running.device)
+    targets = picture_targets(
+        config.pipeline,
+        config.pictures,
+        {name: bank.stimulus_ids for name, bank in banks.items()},
+        config.targets,
+        device=running.device,
+        seed=config.seed,
     )
-    splits = load_splits(config.splits, trials.total, config.split)
-    protocol = check_split(
-        trials, splits, where=config.splits, allow_within_block=config.allow_within_block
-    )
-    parts = {name: trials.at(splits[name]) for name in ("train", "val")}
-    if not len(parts["train"]):
-        raise InputError(config.splits, "train", "no trials", "at least one")
-    preprocessing = Preprocessing(
-        **{name: getattr(config.preprocessing, name) for name in ("sfreq", "band", "whiten")},
-        shrinkage=config.preprocessing.shrinkage,
-        demean=config.preprocessing.demean,
-        clip=config.preprocessing.clip,
-    ).fit(parts["train"], seed=config.seed)
-    banks = {
-        name: TrialBank.of(part, preprocessing(part), device)
-        for name, part in parts.items()
-        if len(part)
-    }
-    targets = {
-        name: embed_pictures(config.pipeline, config.pictures, bank.stimulus_ids, device=device)
-        for name, bank in banks.items()
-    }
-
-    settings = {
-        "channels": len(trials.channels),
-        "samples": preprocessing.output_samples,
-        "embedding": targets["train"].shape[1],
-        "subjects": sorted({int(number) for number in parts["train"].subjects}),
-        **{key: value for key, value in config.model.items() if key != "name"},
-    }
-    encoder = models.build(config.model["name"], **settings).to(device)
-    running = Running(device, config.precision, out / "logs", config.progress)
+    model = model_of(config.model or ({} if config.init else {"name": "compact"}), config.init)
+    settings = source.model_settings(targets["train"].shape[1], model)
+    encoder = new_encoder(model, settings, config.init, source.preprocessing).to(running.device)
     pretrain(encoder, banks["train"], config.pretrain, running, seed=config.seed)
     chosen = align(
-        encoder.to(device),
+        encoder.to(running.device),
         banks["train"],
         targets["train"],
         banks.get("val"),
@@ -201,43 +109,77 @@ def train(config: TrainConfig) -> dict[str, Any]:
         running,
         seed=config.seed,
     )
-    tokens = token_head(config.pipeline)
+    own_space = config.targets.layer is None
+    tokens = token_head(config.pipeline) if own_space else None
     pretrained = Pretrained(
         encoder=encoder.cpu().eval(),
         tokens=tokens,
-        preprocessing=preprocessing,
+        preprocessing=source.preprocessing,
         config={
-            "model": {"name": config.model["name"], "settings": settings},
+            "model": {"name": model["name"], "settings": settings},
             "tokens": _token_sizes(tokens),
             "base_model": pipeline_fingerprint(config.pipeline),
-            "window": list(config.window),
-            "scale": config.scale,
-            "protocol": protocol,
+            **source.record,
+            "protocol": source.protocol,
+            "targets": asdict(config.targets),
+            "trained": [*stages_before(config.init), *_stages(config)],
         },
     )
     pretrained.config["validation"] = dict(chosen)
     if "val" in banks:
-        shown = dict(zip(banks["train"].stimulus_ids, targets["train"].cpu(), strict=True))
-        pretrained.evidence = PictureEvidence.fitted(
-            banks["train"].signals.cpu(),
-            torch.stack([shown[str(name)] for name in parts["train"].stimuli]),
-            torch.from_numpy(parts["train"].subjects),
-            sfreq=preprocessing.output_sfreq,
-        )
-        seen = dict(zip(banks["val"].stimulus_ids, targets["val"].cpu(), strict=True))
-        pretrained.config["validation"] |= remember(
-            pretrained, targets["train"].cpu(), parts["val"], seen
+        seen = dict(zip(banks["val"].stimulus_ids, targets["val"], strict=True))
+        pretrained.config["validation"] |= (
+            _remember(pretrained, source, banks["train"], targets["train"], seen)
+            if config.memory
+            else _cosines(pretrained, source.parts["val"], seen)
         )
     pretrained.config["training"] = {
         "seed": config.seed,
-        "device": device,
+        "device": running.device,
         "seconds": round(time.monotonic() - started, 1),
         "pretrain_epochs": config.pretrain.epochs,
         "align_epochs": config.align.epochs,
         "parameters": sum(weight.numel() for weight in encoder.state_dict().values()),
     }
-    save_pretrained(out, pretrained, card=_card(pretrained, config))
+    if is_first_process():
+        save_pretrained(out, pretrained, card=_card(pretrained, config))
     return pretrained.config
+
+
+def _stages(config: TrainConfig) -> list[str]:
+    epochs = {"pretrain": config.pretrain.epochs, "align": config.align.epochs}
+    return [name for name, number in epochs.items() if number]
+
+
+def _remember(
+    pretrained: Pretrained,
+    source: Source,
+    bank: TrialBank,
+    targets: Tensor,
+    seen: Mapping[str, Tensor],
+) -> dict[str, float]:
+    """Evidence of the training signals, then :func:`remember`."""
+    shown = dict(zip(bank.stimulus_ids, targets, strict=True))
+    train = source.parts["train"]
+    pretrained.evidence = PictureEvidence.fitted(
+        bank.signals.cpu(),
+        torch.stack([shown[str(name)] for name in train.stimuli]),
+        torch.from_numpy(train.subjects),
+        sfreq=source.preprocessing.output_sfreq,
+    )
+    return remember(pretrained, targets, source.parts["val"], seen)
+
+
+def _cosines(
+    pretrained: Pretrained, validation: TrialSet, seen: Mapping[str, Tensor]
+) -> dict[str, float]:
+    trials = validation.average()
+    target = torch.stack([seen[str(name)] for name in trials.stimuli])
+    cosine = (pretrained.embed(trials) * target).sum(dim=1)
+    return {
+        "cosine": round(float(cosine.mean()), 4),
+        "cosine_sd": round(float(cosine.std()), 4),
+    }
 
 
 def token_head(pipeline: str | Path) -> TokenHead | None:
@@ -314,13 +256,14 @@ def _balance(
 
 def _card(pretrained: Pretrained, config: TrainConfig) -> str:
     training, validation = pretrained.config["training"], pretrained.config["validation"]
+    model = pretrained.config["model"]["name"]
     lines = [
         "# EEG encoder",
         "",
         f"EEG to the image-embedding space of `{pretrained.config['base_model']}`, and to its",
         "cross-attention tokens. Trained with `eeg-encoder train`.",
         "",
-        f"- model: `{config.model['name']}`, {training['parameters']:,} parameters",
+        f"- model: `{model}`, {training['parameters']:,} parameters",
         f"- data: `{Path(config.recording).name}`, {pretrained.config['protocol']}",
         f"- seed {training['seed']}, {training['device']}, {training['seconds']} s",
         f"- epochs: {training['pretrain_epochs']} masked contrast, "

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
 from ..objectives import InfoNCE
 from .batches import Augmentation, BankLoader, Batch, TrialBank, WholeLoader
 from .running import Running, fit, optimiser
+from .stage import Stage
 
 
 @dataclass
@@ -24,7 +23,9 @@ class AlignConfig:
     ``contrast_weight`` weighs InfoNCE, ``regression_weight`` the squared distance to the picture's
     embedding (whose minimiser is the conditional mean), ``cosine_weight`` one minus the cosine.
     Contrast and cosine are taken after subtracting the mean training embedding.
-    ``select`` is ``last``, or ``best``: the epoch with the best validation cosine.
+    ``select`` is ``last``, or ``best``: the epoch with the best validation cosine. ``patience``
+    stops after so many validations without a better one; 0 never does. ``patience``, ``best`` and
+    the logged ``val_cosine`` know of validation trials only.
     """
 
     epochs: int = 60
@@ -41,13 +42,14 @@ class AlignConfig:
     channel_dropout: float = 0.1
     shift: int = 2
     noise: float = 0.1
+    patience: int = 0
 
     def __post_init__(self) -> None:
         if self.select not in ("best", "last"):
             raise InputError("align", "select", self.select, "best or last")
 
 
-class Alignment(LightningModule):
+class Alignment(Stage):
     """Contrast and regression to unit image embeddings."""
 
     def __init__(
@@ -57,17 +59,20 @@ class Alignment(LightningModule):
         train_targets: Tensor,
         val_targets: Tensor | None,
         steps: int,
-        generator: torch.Generator,
+        seed: int,
+        order: torch.Generator,
     ) -> None:
-        super().__init__()
+        super().__init__(seed, order)
         self.encoder, self.config, self.steps = encoder, config, steps
-        self.generator = generator
         self.contrast = InfoNCE(normalise=config.normalise)
         self.augment = Augmentation(config.channel_dropout, config.shift, config.noise)
         self.train_targets, self.val_targets = train_targets, val_targets
-        self.best: dict[str, Tensor] | None = None
-        self.best_cosine = -1.0
         self._cosines: list[Tensor] = []
+
+    @property
+    def kept(self) -> nn.Module:
+        """The encoder."""
+        return self.encoder
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Weighted sum of the three terms."""
@@ -104,9 +109,7 @@ class Alignment(LightningModule):
         cosine = float(torch.cat(self._cosines).mean())
         self._cosines.clear()
         self.log("val_cosine", cosine, prog_bar=True)
-        if cosine > self.best_cosine:
-            self.best_cosine = cosine
-            self.best = copy.deepcopy(self.encoder.state_dict())
+        self.keep_if_best(cosine)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""
@@ -140,18 +143,29 @@ def align(
         ``selected`` (epoch rule) and ``val_cosine``, the best validation cosine.
     """
     device = train.signals.device
-    generator = torch.Generator(device).manual_seed(seed + 1)
+    order = torch.Generator(device)
     encoder.mean_embedding.copy_(train_targets.mean(0))
-    loader = BankLoader(train, config.batch_size, generator)
+    loader = BankLoader(train, config.batch_size, order, running.devices)
     train_targets = train_targets.to(device)
     val_targets = None if val_targets is None else val_targets.to(device)
     steps = config.epochs * len(loader)
-    module = Alignment(encoder, config, train_targets, val_targets, steps, generator)
+    module = Alignment(encoder, config, train_targets, val_targets, steps, seed + 1, order)
     loaders: list[Any] = [loader]
     if val is not None:
         loaders.append(WholeLoader(val, config.batch_size))
-    fit(module, "align", config.epochs, running, *loaders)
-    chosen = config.select if module.best is not None else "last"
-    if chosen == "best" and module.best is not None:
-        encoder.load_state_dict(module.best)
-    return {"selected": chosen, "val_cosine_centred": round(module.best_cosine, 4)}
+    fit(
+        module,
+        "align",
+        config.epochs,
+        running,
+        *loaders,
+        patience=config.patience,
+        watched=("val_cosine", "max"),
+        every=max(1, min(config.validate_every, config.epochs)),
+    )
+    chosen = module.take_best(config.select)
+    score = module.best_score if module.best is not None else None
+    return {
+        "selected": chosen,
+        "val_cosine_centred": None if score is None else round(score, 4),
+    }

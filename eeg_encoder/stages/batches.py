@@ -97,22 +97,37 @@ class TrialBank:
 
 class BankLoader:
     """Shuffled batches of a bank; what Lightning iterates over. The last short batch is dropped
-    unless it is the only one."""
+    unless it is the only one.
 
-    def __init__(self, bank: TrialBank, batch_size: int, generator: torch.Generator) -> None:
-        self.bank, self.generator = bank, generator
-        self.batch_size = min(batch_size, len(bank))
+    Parameters
+    ----------
+    bank
+        Trials.
+    batch_size
+        Of each process.
+    generator
+        Of order and repetitions, on the bank's device; the same in every process.
+    processes
+        Of a distributed run; each takes every ``processes``-th batch.
+    """
+
+    def __init__(
+        self, bank: TrialBank, batch_size: int, generator: torch.Generator, processes: int = 1
+    ) -> None:
+        self.bank, self.generator, self.processes = bank, generator, processes
+        self.batch_size = max(1, min(batch_size, len(bank) // processes))
 
     def __len__(self) -> int:
-        return len(self.bank) // self.batch_size
+        return len(self.bank) // (self.batch_size * self.processes)
 
     def __iter__(self) -> Iterator[Batch]:
         order = torch.randperm(
             len(self.bank), device=self.generator.device, generator=self.generator
         )
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         for number in range(len(self)):
-            groups = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield self.bank.batch(groups, self.generator)
+            start = (number * self.processes + rank) * self.batch_size
+            yield self.bank.batch(order[start : start + self.batch_size], self.generator)
 
 
 class WholeLoader:

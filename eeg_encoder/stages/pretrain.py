@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..objectives import masked_mse, merl_loss
-from .batches import Augmentation, BankLoader, Batch, TrialBank
+from ..errors import InputError
+from ..objectives import GRANULARITIES, merl_stage_1
+from .batches import Augmentation, BankLoader, Batch, TrialBank, WholeLoader
+from .masking import reconstructor
 from .running import Running, fit, optimiser
+from .stage import Stage
 
 
 @dataclass
@@ -20,7 +22,9 @@ class PretrainConfig:
 
     ``self_weight``, ``cross_weight``, ``temperature`` and ``granularity`` are MERL-1's (see
     :func:`eeg_encoder.objectives.merl_loss`); ``mse_weight`` adds the mean squared error of the
-    hidden samples, without which amplitudes are free.
+    hidden samples, without which amplitudes are free. ``shift`` is the augmentation's largest shift
+    in samples. ``warmup`` is a share of all steps. ``patience`` stops after so many validations
+    without a lower loss, where there are validation trials; 0 never does.
     """
 
     epochs: int = 40
@@ -34,56 +38,107 @@ class PretrainConfig:
     mse_weight: float = 1.0
     temperature: float = 0.1
     granularity: str = "channel"
+    shift: int = 2
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        if self.granularity not in GRANULARITIES:
+            raise InputError("pretrain", "granularity", self.granularity, "channel or signal")
+        if not 0 < self.mask_ratio < 1:
+            raise InputError("pretrain", "mask_ratio", self.mask_ratio, "between 0 and 1")
 
 
-class Pretraining(LightningModule):
+class Pretraining(Stage):
     """Two maskings of the same signal through the same encoder and decoder."""
 
     def __init__(
-        self, encoder: Any, config: PretrainConfig, steps: int, generator: torch.Generator
+        self,
+        encoder: nn.Module,
+        config: PretrainConfig,
+        steps: int,
+        seed: int,
+        order: torch.Generator,
     ) -> None:
-        super().__init__()
+        super().__init__(seed, order)
         self.encoder, self.config, self.steps = encoder, config, steps
-        self.generator = generator
-        self.augment = Augmentation(channel_dropout=0.0, noise=0.0)
+        self.drawing = reconstructor(encoder)
+        self.augment = Augmentation(channel_dropout=0.0, shift=config.shift, noise=0.0)
+        self._losses: list[Tensor] = []
+
+    @property
+    def kept(self) -> nn.Module:
+        """The encoder."""
+        return self.encoder
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Weighted sum of the contrasts and the masked error."""
-        c = self.config
         signals = self.augment(batch.signals, self.generator)
-        drawn, hidden = zip(
-            *(
-                self.encoder.reconstruct(signals, batch.subjects, c.mask_ratio, self.generator)
-                for _ in range(2)
-            ),
-            strict=True,
-        )
-        contrast = merl_loss(
-            drawn[0],
-            drawn[1],
-            signals,
-            self_weight=c.self_weight,
-            cross_weight=c.cross_weight,
-            temperature=c.temperature,
-            granularity=c.granularity,
-        )
-        error = 0.5 * sum(masked_mse(d, signals, h) for d, h in zip(drawn, hidden, strict=True))
-        self.log_dict({"contrast": contrast, "mse": error}, prog_bar=True, on_epoch=True)
-        return contrast + c.mse_weight * error
+        found = self._losses_of(signals, batch.subjects, self.generator)
+        self.log("contrast", found["contrast"], prog_bar=True, on_epoch=True)
+        self.log("mse", found["mse"], prog_bar=True, on_epoch=True)
+        return found["loss"]
+
+    def on_validation_epoch_start(self) -> None:
+        """The same masks at every validation."""
+        self._losses.clear()
+        self._fixed = self.fixed_generator()
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """The training loss, without augmentation."""
+        if len(batch.signals) > 1:
+            found = self._losses_of(batch.signals, batch.subjects, self._fixed)
+            self._losses.append(found["loss"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Mean loss."""
+        if self._losses:
+            self.log("val_loss", torch.stack(self._losses).mean(), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""
         c = self.config
         return optimiser(
-            self.encoder, lr=c.lr, weight_decay=c.weight_decay, steps=self.steps, warmup=c.warmup
+            self, lr=c.lr, weight_decay=c.weight_decay, steps=self.steps, warmup=c.warmup
+        )
+
+    def _losses_of(
+        self, signals: Tensor, subjects: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        c = self.config
+        drawn, hidden = zip(
+            *(
+                self.drawing.reconstruct(signals, subjects, c.mask_ratio, generator)
+                for _ in range(2)
+            ),
+            strict=True,
+        )
+        return merl_stage_1(
+            torch.stack(drawn),
+            signals,
+            torch.stack(hidden),
+            self_weight=c.self_weight,
+            cross_weight=c.cross_weight,
+            mse_weight=c.mse_weight,
+            temperature=c.temperature,
+            granularity=c.granularity,
         )
 
 
 def pretrain(
-    encoder: Any, bank: TrialBank, config: PretrainConfig, running: Running, *, seed: int
+    encoder: Any,
+    bank: TrialBank,
+    config: PretrainConfig,
+    running: Running,
+    *,
+    seed: int,
+    val: TrialBank | None = None,
 ) -> None:
-    """Pre-train ``encoder`` in place on a bank of training trials."""
-    generator = torch.Generator(bank.signals.device).manual_seed(seed)
-    loader = BankLoader(bank, config.batch_size, generator)
-    module = Pretraining(encoder, config, config.epochs * len(loader), generator)
-    fit(module, "pretrain", config.epochs, running, loader)
+    """Pre-train ``encoder`` in place on a bank of training trials; ``val`` is for early stopping
+    and the log."""
+    order = torch.Generator(bank.signals.device)
+    loader = BankLoader(bank, config.batch_size, order, running.devices)
+    module = Pretraining(encoder, config, config.epochs * len(loader), seed, order)
+    loaders: list[Any] = [loader]
+    if val is not None:
+        loaders.append(WholeLoader(val, config.batch_size))
+    fit(module, "pretrain", config.epochs, running, *loaders, patience=config.patience)
