@@ -28,9 +28,9 @@ def launch(tmp_path, *words):
     ("word", "expected"),
     [
         ("system.geometry.radios=1", ["geometry (implicit-volume)", "radios", "radius"]),
-        ("system.geometry_type=gaussian-splatting", ["threestudio-3dgs", "--host upstream"]),
+        ("system.geometry_type=gaussian-splatting-io", ["threestudio-3dgs", "--host upstream"]),
         ("system.renderer_type=nerf-volume-render", ["nobody registered", "nerf-volume-renderer"]),
-        ("system.renderer_type=nvdiff-rasterizer", ["'nvdiff-rasterizer', which nobody"]),
+        ("system.renderer_type=patch-renderer", ["'patch-renderer', which nobody"]),
         ("data.heigth=8", ["data (random-camera-datamodule)", "heigth", "height"]),
         ("system.geometry.weights=???", ["weights: found ???, expected a value"]),
         ("system.geometry=${nothing}", ["nothing"]),

@@ -54,8 +54,10 @@ def test_the_guidance_is_trained_and_saved(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"stage": "geometry"}, "stage: found geometry, expected coarse"),
-        ({"geometry_convert_from": "x.ckpt"}, "geometry_convert_from"),
+        ({"stage": "shape"}, "stage: found shape, expected one of coarse, geometry, texture"),
+        ({"stage": "geometry"}, "geometry_type: found toy-geometry, expected a geometry with a m"),
+        ({"geometry_convert_from": "x.ckpt"}, "toy-geometry: geometry_convert_from: found x.ckpt"),
+        ({"n_particles": 0}, "n_particles: found 0"),
         ({"geometri": {}}, "geometri: found an unknown key, expected geometry"),
         ({"renderer__radios": 1}, "config of toy-renderer: radios"),
     ],

@@ -116,6 +116,8 @@ class MeshExporter(Exporter):
 
     def _colours(self, points: torch.Tensor) -> np.ndarray | None:
         exported = self.geometry.export(points=points)
+        if not exported:
+            return None
         material = self.material.export(points=points, **exported)
         if "albedo" not in material:
             return None

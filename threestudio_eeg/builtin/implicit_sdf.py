@@ -17,6 +17,7 @@ from .geometry import ImplicitVolume
 from .isosurface import ImplicitGeometry, contract_to_unit_box
 from .normals import FINITE_DIFFERENCES, finite_difference_slope
 from .registry import register
+from .shapes import distance_from
 
 NORMAL_TYPES = ("pred", "analytic", *FINITE_DIFFERENCES)
 SHAPES = ("ellipsoid", "sphere")
@@ -93,18 +94,7 @@ class ImplicitSDF(ImplicitGeometry):
         bias = self.cfg.sdf_bias
         if not isinstance(bias, str):
             return float(bias)
-        return self._shape(bias, self.cfg.sdf_bias_params, "sdf_bias")
-
-    def _shape(self, name: str, params: Any, name_of_field: str) -> Callable[[Tensor], Tensor]:
-        """Distance from a named shape, (N, 3) to (N, 1); an ellipsoid's is a pseudo-distance."""
-        if name == "sphere" and isinstance(params, int | float):
-            return lambda points: points.norm(dim=-1, keepdim=True) - float(params)
-        if name == "ellipsoid" and params is not None and len(params) == 3:
-            return lambda points: (
-                (points / points.new_tensor(list(params))).norm(dim=-1, keepdim=True) - 1.0
-            )
-        expected = "sphere with a radius, or ellipsoid with three half axes"
-        raise InputError(self.where, name_of_field, f"{name} {params}", expected)
+        return distance_from(bias, self.cfg.sdf_bias_params, self.where, "sdf_bias")
 
     def initialize_shape(self) -> None:
         """Train the distance to ``shape_init``, unless weights were loaded."""
@@ -113,7 +103,7 @@ class ImplicitSDF(ImplicitGeometry):
             return
         from rich.progress import track
 
-        shape = self._shape(cfg.shape_init, cfg.shape_init_params, "shape_init")
+        shape = distance_from(cfg.shape_init, cfg.shape_init_params, self.where, "shape_init")
         optimizer = torch.optim.Adam(self.parameters(), lr=INIT_RATE)
         for _ in track(range(INIT_STEPS), description=f"shape: {cfg.shape_init}", transient=True):
             points = torch.rand(INIT_POINTS, 3, device=self.bbox.device) * 2 - 1

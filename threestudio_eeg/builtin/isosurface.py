@@ -52,6 +52,7 @@ class ImplicitGeometry(BaseModule):
         isosurface_outlier_n_faces_threshold: Any = 0.01
 
     bbox: Tensor
+    surface_level: float | None = None
     where = "geometry"
 
     def configure(self, *args: Any, **kwargs: Any) -> None:
@@ -100,17 +101,30 @@ class ImplicitGeometry(BaseModule):
 
     def _isosurface(self, box: Tensor) -> Mesh:
         level = self._level_on_lattice(box)
-        threshold = self._threshold(level)
+        threshold = self.surface_level = self._threshold(level)
         low, high = float(level.min()), float(level.max())
         if not low <= high:
             raise InputError(self.where, "field", "NaN", "finite values")
         if high <= threshold:
             found = f"{threshold:g}, with values from {low:.4g} to {high:.4g}"
-            expected = f"below {high:.4g}, or a field trained for longer (empty isosurface)"
+            between = f"{(low + high) / 2:.4g}" if high > low else "none"
+            expected = f"below {high:.4g} (for instance {between}; this isosurface is empty)"
             raise InputError(self.where, "isosurface_threshold", found, expected)
         vertices, faces = marching_cubes(level.cpu().numpy(), threshold)
         v_pos = torch.from_numpy(vertices).to(box) * (box[1] - box[0]) + box[0]
         return Mesh(v_pos, torch.from_numpy(faces).to(box.device))
+
+    @torch.no_grad()
+    def solid(self, points: Tensor) -> Tensor:
+        """Which world positions (P, 3) are inside the surface that :meth:`isosurface` gave last."""
+        if self.surface_level is None:
+            self.isosurface()
+        threshold = self.surface_level
+        assert threshold is not None
+        chunk = self.cfg.isosurface_chunk or QUERY_CHUNK
+        level = torch.cat([self.forward_level(part).squeeze(-1) for part in points.split(chunk)])
+        inside_box = ((points >= self.bbox[0]) & (points <= self.bbox[1])).all(-1)
+        return (level > threshold) & inside_box
 
     def _threshold(self, level: Tensor) -> float:
         if self.cfg.isosurface_threshold != "auto":

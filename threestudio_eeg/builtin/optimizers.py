@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ def plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
 
-def make_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: Any, model: nn.Module, more: Sequence[dict[str, Any]] = ()
+) -> torch.optim.Optimizer:
     """Build ``{name, args, params: {dotted.attribute: {lr, ...}}}``.
 
     Without ``params`` all parameters of ``model`` make one group. Parameters that need no gradient
-    are left out.
+    are left out. ``more`` are groups besides those of ``params``, each with its parameters.
 
     Raises
     ------
@@ -36,7 +39,7 @@ def make_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
     if name not in known:
         raise InputError("system.optimizer", "name", name, suggestion(str(name), known))
     args = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.get("args", {}).items()}
-    groups = _groups(settings.get("params"), model)
+    groups = [*_groups(settings.get("params"), model), *more]
     try:
         return getattr(torch.optim, name)(groups, **args)
     except (TypeError, ValueError) as error:

@@ -44,6 +44,9 @@ def z_variance(out: dict[str, Any]) -> Tensor:
 
     Over rays with an opacity above 0.5; zero when there are none.
     """
+    if "z_variance" not in out:
+        expected = "0 with a mesh, which has no thickness"
+        raise InputError("system.loss", "lambda_z_variance", "a render without one", expected)
     solid = (out["opacity"] > 0.5).to(out["z_variance"])
     return (out["z_variance"] * solid).sum() / solid.sum().clamp(min=1)
 
@@ -57,10 +60,77 @@ def eikonal(out: dict[str, Any]) -> Tensor:
     return (out["sdf_grad"].norm(dim=-1) - 1).square().mean()
 
 
+def normal_consistency(out: dict[str, Any]) -> Tensor:
+    """Penalise bends of a mesh: one minus the cosine of the normals at edges' ends."""
+    loss: Tensor = _mesh(out, "normal_consistency").normal_consistency()
+    return loss
+
+
+def laplacian_smoothness(out: dict[str, Any]) -> Tensor:
+    """Penalise a mesh's vertices far from the mean of their neighbours."""
+    loss: Tensor = _mesh(out, "laplacian_smoothness").laplacian()
+    return loss
+
+
+def _mesh(out: dict[str, Any], name: str) -> Any:
+    if "mesh" not in out:
+        found = "a render without a mesh"
+        raise InputError("system.loss", f"lambda_{name}", found, "tetrahedra-sdf-grid")
+    return out["mesh"]
+
+
+def position(out: dict[str, Any]) -> Tensor:
+    """Pull splats to the middle: mean distance from the origin (threestudio-3dgs)."""
+    loss: Tensor = _splats(out, "position").means.norm(dim=-1).mean()
+    return loss
+
+
+def opacity(out: dict[str, Any]) -> Tensor:
+    """Penalise opaque splats by their size: sum of ``|scales| opacity`` (threestudio-3dgs)."""
+    splats = _splats(out, "opacity")
+    loss: Tensor = (splats.scales.norm(dim=-1).detach() * splats.opacities).sum()
+    return loss
+
+
+def scales(out: dict[str, Any]) -> Tensor:
+    """Penalise large splats: sum of their scales (threestudio-3dgs)."""
+    loss: Tensor = _splats(out, "scales").scales.sum()
+    return loss
+
+
+def _splats(out: dict[str, Any], name: str) -> Any:
+    if "splats" not in out:
+        found = "a render without splats"
+        raise InputError("system.loss", f"lambda_{name}", found, "gaussian-splatting")
+    return out["splats"]
+
+
+def tv_loss(out: dict[str, Any]) -> Tensor:
+    """Penalise rough pictures: twice the mean square of steps between pixels."""
+    return _total_variation(out["comp_rgb"])
+
+
+def depth_tv_loss(out: dict[str, Any]) -> Tensor:
+    """Penalise rough depth: twice the mean square of steps between pixels."""
+    return _total_variation(out["depth"])
+
+
+def _total_variation(picture: Tensor) -> Tensor:
+    down, across = picture.diff(dim=1), picture.diff(dim=2)
+    return 2 * (down.square().mean() + across.square().mean())
+
+
 REGULARISERS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "orient": orient,
     "sparsity": sparsity,
     "opaque": opaque,
     "z_variance": z_variance,
     "eikonal": eikonal,
+    "normal_consistency": normal_consistency,
+    "laplacian_smoothness": laplacian_smoothness,
+    "position": position,
+    "opacity": opacity,
+    "scales": scales,
+    "tv_loss": tv_loss,
+    "depth_tv_loss": depth_tv_loss,
 }

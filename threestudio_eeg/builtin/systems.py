@@ -8,7 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 
 from eeg_encoder.errors import InputError
 
@@ -20,13 +21,15 @@ from .base import (
     update_if_possible,
 )
 from .config import C, C_max
-from .optimizers import make_optimizer, make_scheduler
+from .optimizers import make_optimizer, make_scheduler, plain
 from .random_state import random_state, restore_random_state
 from .registry import find, name_of, register, suggestion
 from .regularisers import REGULARISERS
 from .saving import SaverMixin
+from .stage_conversion import converted_geometry
 
 _CUDA_CHECK_INTERVAL = 20
+STAGES = ("coarse", "geometry", "texture")
 
 
 class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
@@ -83,8 +86,12 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         """Evaluate a scheduled value at the present step."""
         return C(value, self.true_current_epoch, self.true_global_step)
 
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Build the optimiser that the config describes."""
+        return make_optimizer(self.cfg.optimizer, self)
+
     def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self.cfg.optimizer, self)
+        optimizer = self.make_optimizer()
         if self.cfg.scheduler is None:
             return optimizer
         schedule = make_scheduler(self.cfg.scheduler, optimizer)
@@ -187,7 +194,12 @@ class FiniteLosses:
 
 
 class BaseLift3DSystem(BaseSystem):
-    """Geometry, material, background and renderer, with an exporter made when asked."""
+    """Geometry, material, background and renderer, with an exporter made when asked.
+
+    ``n_particles`` above one makes as many geometries, each with its renderer, that share all else
+    (ProlificDreamer's particles). The first is ``geometry`` and ``renderer``, as without; the rest
+    is in ``particles``. :meth:`select_particle` says which one is rendered and exported.
+    """
 
     @dataclass
     class Config(BaseSystem.Config):
@@ -208,47 +220,129 @@ class BaseLift3DSystem(BaseSystem):
         prompt_processor: dict = field(default_factory=dict)
         exporter_type: str = "mesh-exporter"
         exporter: dict = field(default_factory=dict)
+        n_particles: int = 1
 
     def configure(self) -> None:
-        if self.cfg.geometry_convert_from is not None:
-            raise InputError(
-                "system",
-                "geometry_convert_from",
-                self.cfg.geometry_convert_from,
-                "null: the embedded host has one representation, and nothing to convert to",
-            )
-        self.geometry = find(self.cfg.geometry_type)(self.cfg.geometry)
+        if self.cfg.n_particles < 1:
+            raise InputError("system", "n_particles", self.cfg.n_particles, "1 or more")
+        self.particle = 0
+        self.geometry = self._make_geometry(0)
         self.material = find(self.cfg.material_type)(self.cfg.material)
         self.background = find(self.cfg.background_type)(self.cfg.background)
-        self.renderer = find(self.cfg.renderer_type)(
+        self.renderer = self._make_renderer(self.geometry)
+        self.particles = nn.ModuleList()
+        for number in range(1, self.cfg.n_particles):
+            geometry = self._make_geometry(number)
+            renderer = self._make_renderer(geometry)
+            self.particles.append(nn.ModuleDict({"geometry": geometry, "renderer": renderer}))
+
+    def _make_geometry(self, number: int) -> Any:
+        cfg, kind = self.cfg, find(self.cfg.geometry_type)
+        begun = self._resumed or cfg.weights is not None
+        if cfg.geometry_convert_from is None or begun:
+            return kind(cfg.geometry)
+        return converted_geometry(
+            kind,
+            cfg.geometry,
+            cfg.geometry_convert_from,
+            module=_particle_name("geometry", number),
+            override=cfg.geometry_convert_override,
+            inherit_texture=cfg.geometry_convert_inherit_texture,
+        )
+
+    def _make_renderer(self, geometry: Any) -> Any:
+        return find(self.cfg.renderer_type)(
             self.cfg.renderer,
-            geometry=self.geometry,
+            geometry=geometry,
             material=self.material,
             background=self.background,
         )
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return self.renderer(**batch)
+    @property
+    def geometries(self) -> list[Any]:
+        """The particles' geometries."""
+        return [self.geometry, *(particle.geometry for particle in self.particles)]
+
+    def select_particle(self, number: int) -> None:
+        """Choose what :meth:`forward` renders and :meth:`make_exporter` exports."""
+        if not 0 <= number < self.cfg.n_particles:
+            expected = f"0 to {self.cfg.n_particles - 1}"
+            raise InputError("system", "particle", number, expected)
+        self.particle = number
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Build the optimiser: every particle's groups are as the first's.
+
+        Geometries may have groups of their own, with learning rates from their own config.
+        """
+        settings = plain(self.cfg.optimizer)
+        if settings.get("params") is None:
+            return make_optimizer(settings, self)
+        groups = {
+            _particle_name(dotted, number): options
+            for dotted, options in settings["params"].items()
+            for number in range(self.cfg.n_particles if _is_of_particle(dotted) else 1)
+        }
+        more = [
+            {**group, "name": _particle_name(f"geometry.{group['name']}", number)}
+            for number, geometry in enumerate(self.geometries)
+            for group in getattr(geometry, "own_groups", list)()
+        ]
+        return make_optimizer({**settings, "params": groups}, self, more)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Follow the learning rates that are schedules."""
+        for group in optimizer.param_groups:
+            if isinstance(group.get("schedule"), list):
+                group["lr"] = self.C(OmegaConf.create(group["schedule"]))
+
+    def forward(self, batch: dict[str, Any], **options: Any) -> dict[str, Any]:
+        if self.particle == 0:
+            return self.renderer(**batch, **options)
+        return self.particles.get_submodule(f"{self.particle - 1}.renderer")(**batch, **options)
 
     def make_exporter(self) -> Any:
-        """Build the exporter that the config names."""
+        """Build the exporter that the config names, for the selected particle."""
         return find(self.cfg.exporter_type)(
             self.cfg.exporter,
-            geometry=self.geometry,
+            geometry=self.geometries[self.particle],
             material=self.material,
             background=self.background,
         )
 
     @torch.no_grad()
     def export(self) -> list[Any]:
-        """Write ``save/it{step}-export/`` and return the paths written."""
+        """Write ``save/it{step}-export/`` and return the paths written.
+
+        Of several particles the files' names end in ``-0``, ``-1``, ….
+        """
         self.eval()
         self.do_update_step(self.true_current_epoch, self.true_global_step)
         folder = f"it{self.true_global_step}-export"
-        return [
-            self.save_mesh(f"{folder}/{output.save_name}", output.mesh)
-            for output in self.make_exporter()()
-        ]
+        paths = []
+        for number in range(self.cfg.n_particles):
+            self.select_particle(number)
+            for output in self.make_exporter()():
+                name = self._numbered(output.save_name, number)
+                paths.append(self.save_mesh(f"{folder}/{name}", output.mesh))
+        self.select_particle(0)
+        return paths
+
+    def _numbered(self, filename: str, number: int) -> str:
+        """A file's or folder's name with the particle's number, where there are several."""
+        if self.cfg.n_particles == 1:
+            return filename
+        stem, dot, suffix = filename.rpartition(".")
+        return f"{stem}-{number}{dot}{suffix}" if dot else f"{filename}-{number}"
+
+
+def _is_of_particle(dotted: str) -> bool:
+    return dotted.split(".")[0] in ("geometry", "renderer")
+
+
+def _particle_name(dotted: str, number: int) -> str:
+    """Where a particle keeps what the first one has at ``dotted``."""
+    return dotted if number == 0 else f"particles.{number - 1}.{dotted}"
 
 
 class DistillationSystem(BaseLift3DSystem):
@@ -269,13 +363,23 @@ class DistillationSystem(BaseLift3DSystem):
 
     def on_fit_start(self) -> None:
         """Give a fresh geometry the shape that its config asks for."""
-        fresh = not self._resumed and self.cfg.weights is None
-        if fresh and hasattr(self.geometry, "initialize_shape"):
-            self.geometry.initialize_shape()
+        started = (self.cfg.weights, self.cfg.geometry_convert_from) != (None, None)
+        if self._resumed or started:
+            return
+        for geometry in self.geometries:
+            if hasattr(geometry, "initialize_shape"):
+                geometry.initialize_shape()
+
+    def guided_picture(self, out: dict[str, Any]) -> Tensor:
+        """What the guidance looks at, (B, H, W, 3) in [0, 1]."""
+        picture: Tensor = out["comp_rgb"]
+        return picture
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        self.select_particle(self.true_global_step % self.cfg.n_particles)
         out = self(batch)
-        guided = self.guidance(out["comp_rgb"], self.prompt_utils, **batch, rgb_as_latents=False)
+        picture = self.guided_picture(out)
+        guided = self.guidance(picture, self.prompt_utils, **batch, rgb_as_latents=False)
         losses = {name: value for name, value in guided.items() if name.startswith("loss_")}
         self._check_weights(losses)
         losses.update(self._regularisation(out))
@@ -331,31 +435,38 @@ class DistillationSystem(BaseLift3DSystem):
                 self.log(f"{prefix}{name}", value)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._save_views(batch, f"it{self.true_global_step}-{{index}}.png")
+        for number in range(self.cfg.n_particles):
+            name = self._numbered(f"it{self.true_global_step}", number)
+            self._save_views(batch, number, f"{name}-{{index}}.png")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._save_views(batch, f"it{self.true_global_step}-test/{{index}}.png")
+        for number in range(self.cfg.n_particles):
+            name = self._numbered(f"it{self.true_global_step}-test", number)
+            self._save_views(batch, number, f"{name}/{{index}}.png")
 
     def on_test_epoch_end(self) -> None:
-        name = f"it{self.true_global_step}-test"
-        self.save_image_sequence(f"{name}.mp4", name)
+        for number in range(self.cfg.n_particles):
+            name = self._numbered(f"it{self.true_global_step}-test", number)
+            self.save_image_sequence(f"{name}.mp4", name)
 
-    def _save_views(self, batch: dict[str, Any], filename: str) -> None:
+    def _save_views(self, batch: dict[str, Any], number: int, filename: str) -> None:
+        self.select_particle(number)
         out = self(batch)
         for i, index in enumerate(batch["index"].tolist()):
-            pictures = [out["comp_rgb"][i]]
-            if "comp_normal" in out:
-                pictures.append(out["comp_normal"][i])
-            pictures.append(out["opacity"][i])
+            pictures = [
+                out[name][i] for name in ("comp_rgb", "comp_normal", "opacity") if name in out
+            ]
             self.save_image_row(filename.format(index=index), pictures)
+        self.select_particle(0)
 
 
 @register("prolificdreamer-system")
 class ProlificDreamer(DistillationSystem):
-    """ProlificDreamer's first stage: a field trained by VSD (Wang et al. 2023, arXiv 2305.16213).
+    """ProlificDreamer: a field, then a mesh, trained by VSD (Wang et al. 2023, arXiv 2305.16213).
 
-    ``stage`` is threestudio's; "geometry" and "texture" need a mesh representation, which the
-    embedded host does not have.
+    ``stage`` is threestudio's: in ``geometry`` the guidance looks at normals and no colour is
+    rendered, in ``coarse`` and ``texture`` it looks at colours. With several particles each step
+    trains the next one, and all train the one LoRA.
     """
 
     @dataclass
@@ -364,14 +475,22 @@ class ProlificDreamer(DistillationSystem):
         visualize_samples: bool = False
 
     def configure(self) -> None:
-        if self.cfg.stage != "coarse":
-            raise InputError(
-                "system",
-                "stage",
-                self.cfg.stage,
-                "coarse (geometry and texture refine a mesh: run them on upstream threestudio)",
-            )
+        if self.cfg.stage not in STAGES:
+            raise InputError("system", "stage", self.cfg.stage, f"one of {', '.join(STAGES)}")
         super().configure()
+        if self.cfg.stage == "geometry" and not hasattr(self.geometry, "surface"):
+            expected = "a geometry with a mesh for stage geometry: tetrahedra-sdf-grid"
+            raise InputError("system", "geometry_type", self.cfg.geometry_type, expected)
+
+    def forward(self, batch: dict[str, Any], **options: Any) -> dict[str, Any]:
+        if self.cfg.stage == "geometry" and self.training:
+            options["render_rgb"] = False
+        return super().forward(batch, **options)
+
+    def guided_picture(self, out: dict[str, Any]) -> Tensor:
+        """Normals in the stage ``geometry``, else colours."""
+        picture: Tensor = out["comp_normal" if self.cfg.stage == "geometry" else "comp_rgb"]
+        return picture
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
@@ -380,6 +499,24 @@ class ProlificDreamer(DistillationSystem):
             lora = self.guidance.sample_lora(self.prompt_utils, **batch)
             name = f"it{self.true_global_step}-{int(batch['index'][0])}-sample.png"
             self.save_image_row(name, [sample[0], lora[0]])
+
+
+@register("gaussian-splatting-system")
+class GaussianSplatting(DistillationSystem):
+    """3D Gaussians trained by score distillation, under threestudio-3dgs's name.
+
+    Learning rates are the geometry's own. Any other system of this host trains Gaussians too.
+    """
+
+    @dataclass
+    class Config(BaseLift3DSystem.Config):
+        visualize_samples: bool = False
+
+    def configure(self) -> None:
+        if self.cfg.visualize_samples:
+            expected = "false (prolificdreamer-system shows samples)"
+            raise InputError("system", "visualize_samples", True, expected)
+        super().configure()
 
 
 @register("dreamfusion-system")
