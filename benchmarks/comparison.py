@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--size", type=int, default=128, help="side of the judged views, pixels")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--overlay", action="append", default=[])
     parser.add_argument("--time-budget", type=float)
@@ -115,7 +116,7 @@ def _words(options: argparse.Namespace, objects: Path, controls: dict[str, Path]
         *("--out", str(objects), "--trials", str(options.trials), "--device", options.device),
         *("--seeds", *map(str, options.seeds), "--conditions", *options.conditions),
         *("--workers", str(options.workers), "--gpus", str(options.gpus)),
-        *("--pipeline", options.pipeline),
+        *("--pipeline", options.pipeline, "--size", str(options.size)),
     ]
     overrides = [*options.override, *([VIEWS_OFF] if options.views_off else [])]
     for flag, values in (

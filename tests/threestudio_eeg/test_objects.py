@@ -374,3 +374,33 @@ def test_the_benchmark_makes_objects_and_goes_on_where_it_stopped(
 def test_a_benchmark_of_one_category_cannot_shuffle(recording, world, tmp_path):
     with pytest.raises(SystemExit, match="shuffled: found"):
         call(recording, world, tmp_path, "--conditions", "shuffled", "--trials", "1")
+
+
+def test_the_comparison_benchmark_makes_controls_objects_and_tables(
+    recording, world, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("THREESTUDIO_EEG_HOST", "builtin")
+    monkeypatch.setattr(phantom_objects, "run_jobs", run_here)
+    monkeypatch.setattr("threestudio_eeg.evaluation.objects.true_mesh", coarse)
+    comparison = importlib.import_module("comparison")
+    overrides = [word for pair in SMALL_FIELD for word in ("--override", pair)]
+    words = [
+        *("--objects", str(recording.objects), "--judge", str(world.judge)),
+        *("--conditioning", str(recording.folder / "conditioning.safetensors")),
+        *("--pipeline", str(world.pipeline), "--out", str(tmp_path), "--device", "cpu"),
+        *("--trials", "2", "--seeds", "0", "--conditions", "eeg", "image", "class"),
+        *("--class-control", "label", "--steps", "2", "--workers", "1", "--size", "16"),
+        *overrides,
+    ]
+    comparison.main(words)
+    comparison.main([*words, "--rows-only"])
+    table = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
+    assert table["conditions"] == ["image", "eeg", "class"]
+    assert {n for of in table["differences"].values() for n in of} == {"image", "class"}
+    assert {"category_10way_top1", "similarity", "fscore"} <= set(table["estimates"])
+    assert table["sets"]["eeg"]["views"] == 8
+    assert "Fréchet distance (image tower)" in table["sets"]["image"]
+    from PIL import Image
+
+    with Image.open(tmp_path / "comparison" / "comparison.png") as sheet:
+        assert sheet.height > 4 * 128
