@@ -81,6 +81,9 @@ class ImplicitVolume(ImplicitGeometry):
         if cfg.normal_type not in NORMAL_TYPES:
             expected = f"one of {', '.join(str(t or 'null') for t in NORMAL_TYPES)}"
             raise InputError(where, "normal_type", cfg.normal_type, expected)
+        if cfg.normal_type == "analytic" and cfg.mlp_network_config.get("backend") == "triton":
+            expected = "torch: analytic normals are differentiated twice"
+            raise InputError(where, "mlp_network_config.backend", "triton", expected)
         bias = cfg.density_bias
         if isinstance(bias, str) and bias not in ("blob_magic3d", "blob_dreamfusion"):
             expected = "a number, blob_magic3d or blob_dreamfusion"

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from eeg_encoder.errors import InputError
 
 from . import tinycudann
+from .backends import BACKENDS, choose_backend
 from .encodings import ENCODINGS
 from .perceptron import NETWORKS
+from .small_mlp import PRECISIONS, check_sizes, small_mlp
 
 Activation = Callable[[Tensor], Tensor]
 PROGRESSIVE = "ProgressiveBandHashGrid"
@@ -152,7 +154,11 @@ class CompositeEncoding(nn.Module):
 
 
 class VanillaMLP(nn.Module):
-    """Linear layers without bias, ReLU between them, an activation at the end."""
+    """Linear layers without bias, ReLU between them, an activation at the end.
+
+    ``backend`` is ``torch`` or ``triton``: one kernel for all layers, :mod:`.small_mlp`, whose
+    products are rounded to ``precision``; it cannot be differentiated twice.
+    """
 
     def __init__(
         self,
@@ -161,6 +167,8 @@ class VanillaMLP(nn.Module):
         n_neurons: int = 64,
         n_hidden_layers: int = 1,
         output_activation: str | None = None,
+        backend: str = "torch",
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         if n_hidden_layers < 1:
@@ -172,11 +180,27 @@ class VanillaMLP(nn.Module):
         layers.append(nn.Linear(widths[-1], n_output_dims, bias=False))
         self.layers = nn.Sequential(*layers)
         self.output_activation = get_activation(output_activation)
+        self.backend, self.precision = backend, precision
+        self._check_backend()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, n_input_dims) to (N, n_output_dims), in single precision under autocast too."""
         with torch.autocast(x.device.type, enabled=False):
+            if choose_backend(x, self.backend) == "triton":
+                return self.output_activation(small_mlp(x, self._matrices(), self.precision))
             return self.output_activation(self.layers(x))
+
+    def _matrices(self) -> list[Tensor]:
+        return [layer.weight for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def _check_backend(self) -> None:
+        where, chosen = "mlp_network_config", ((BACKENDS, "backend"), (PRECISIONS, "precision"))
+        for known, field in chosen:
+            if getattr(self, field) not in known:
+                expected = f"one of {', '.join(known)}"
+                raise InputError(where, field, getattr(self, field), expected)
+        if self.backend == "triton":
+            check_sizes([tuple(matrix.shape) for matrix in self._matrices()])
 
 
 class FlatMLP(nn.Module):
@@ -245,4 +269,6 @@ def get_mlp(
         config.get("n_neurons", 64),
         config.get("n_hidden_layers", 1),
         config.get("output_activation"),
+        config.get("backend", "torch"),
+        config.get("precision", "float32"),
     )
