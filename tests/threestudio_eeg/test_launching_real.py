@@ -196,7 +196,7 @@ def test_linked_into_a_copy_the_plain_launcher_loads_us(tmp_path):
 
 def test_the_demo_runs_inside_threestudio(tmp_path):
     """The same judge and report on an object that threestudio made."""
-    command = [sys.executable, "-m", "threestudio_eeg.cli", "demo", "--out", "demo", "--steps", "2"]
+    command = [sys.executable, "-m", "threestudio_eeg.cli", "demo", "--out", "demo", "--steps", "6"]
     command += ["--device", "cpu", "data.width=16", "data.height=16", "data.n_test_views=4"]
     command += ["data.eval_width=32", "data.eval_height=32", "data.batch_size=1"]
     command += ["system.geometry.isosurface_threshold=1.0"]
