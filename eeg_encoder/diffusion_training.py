@@ -169,7 +169,7 @@ def run_refine(config: RefineRunConfig) -> dict[str, Any]:
     source = open_source(config, fitted=earlier.preprocessing)
     tokens_of = _tokens_of(config.init, earlier, running.device)
     denoiser = load_denoiser(config.pipeline, running.device)
-    if settings.oracle_class:
+    if settings.variant == "oracle_class":
         banks, shown = _oracle(config, source, denoiser.image_size, running.device)
     else:
         banks = source.banks(running.device)
@@ -186,7 +186,7 @@ def run_refine(config: RefineRunConfig) -> dict[str, Any]:
         seed=config.seed,
     )
     record = {
-        "variant": "oracle_class" if settings.oracle_class else "amortised",
+        "variant": settings.variant,
         "base_model": pipeline_fingerprint(config.pipeline),
         "encoder": earlier.weights_hash,
         "protocol": source.protocol,
@@ -230,13 +230,13 @@ def _oracle(
     config: RefineRunConfig, source: Source, size: int, device: str
 ) -> tuple[dict[str, TrialBank], dict[str, Tensor]]:
     """One trial's averaged signals with every picture of its true category."""
-    wanted = config.refine.oracle_class
+    wanted = config.refine.stimulus
     everything = _every_trial(config, source)
     rows = (everything.stimuli == wanted).nonzero()[0]
     if not len(rows):
         example = str(everything.stimuli[0])
         raise InputError(
-            config.recording, "refine.oracle_class", wanted, f"a stimulus such as {example}"
+            config.recording, "refine.stimulus", wanted, f"a stimulus such as {example}"
         )
     one = everything.select(rows[everything.subjects[rows] == everything.subjects[rows[0]]])
     folder = picture_path(config.pictures, wanted).parent
@@ -275,7 +275,7 @@ def _check_width(init: str, earlier: Pretrained, targets: Tensor) -> None:
 def _refined_card(record: dict[str, Any]) -> str:
     lines = ["# Refined pipeline", "", "Written by `eeg-encoder refine`.", ""]
     if record["variant"] == "oracle_class":
-        stimulus = record["settings"]["oracle_class"]
+        stimulus = record["settings"]["stimulus"]
         lines += [
             f"**Oracle.** Trained on pictures of the true category of `{stimulus}`: an upper",
             "bound, not a decoding result.",

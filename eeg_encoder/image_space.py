@@ -122,21 +122,17 @@ PROJECTION_KEYS = ("image_embeds.weight", "image_embeds.bias", "norm.weight", "n
 
 
 def _load(kind: Any, pipeline: Path, part: str) -> Any:
-    from transformers.utils import logging
+    from .quiet import quiet_libraries
 
     folder = pipeline / part
     if not folder.is_dir():
         raise InputError(pipeline, part, "nothing", f"a {kind.__name__} folder")
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        network = kind.from_pretrained(folder, local_files_only=True)
+        with quiet_libraries():
+            network = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:120]
         raise InputError(folder, "weights", reason, f"a {kind.__name__}") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     return network.float().eval().requires_grad_(False) if hasattr(network, "eval") else network
 
 

@@ -63,7 +63,7 @@ class QueryHead(ContextHead):
         n_tokens: int,
         width: int,
         depth: int = 2,
-        heads: int = 4,
+        heads: int = 8,
     ) -> None:
         super().__init__(tokens_in, width_in, n_tokens, width)
         if width % heads:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import writable_folder, write_json
+from ..quiet import quiet_libraries
 
 LORA_TARGETS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 KEYS_VALUES = (".attn2.to_k.", ".attn2.to_v.")
@@ -71,8 +72,9 @@ def write_pipeline(base: str | Path, out: str | Path, unet: Any, record: dict[st
             shutil.copytree(entry, out / entry.name, dirs_exist_ok=True)
     if (base / "model_index.json").is_file():
         shutil.copyfile(base / "model_index.json", out / "model_index.json")
-    network: Any = merged(unet).to("cpu", torch.float32)
-    network.save_pretrained(out / "unet")
+    with quiet_libraries():
+        network: Any = merged(unet).to("cpu", torch.float32)
+        network.save_pretrained(out / "unet")
     shutil.copyfile(base / "unet" / "config.json", out / "unet" / "config.json")
     write_json(out / "refine.json", record)
     return out

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..conditioning import pipeline_fingerprint
 from ..errors import InputError
 from ..image_space import empty_caption_tokens
+from ..quiet import quiet_libraries
 from .pictures import random_crops
 
 VIEW_WEIGHTS = Path("view_encoder", "diffusion_pytorch_model.safetensors")
@@ -99,7 +100,7 @@ def load_denoiser(pipeline: str | Path, device: str | torch.device) -> Denoiser:
     folder = Path(pipeline)
     pipeline_fingerprint(folder)
     unet, vae = (
-        _network(kind, folder / part).to(device)
+        _network(kind, folder / part, device)
         for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
     )
     schedule = _network(DDPMScheduler, folder / "scheduler")
@@ -169,14 +170,15 @@ def drop_tokens(
     return torch.where(dropped[:, None, None], null.to(tokens), tokens), dropped
 
 
-def _network(kind: Any, folder: Path) -> Any:
+def _network(kind: Any, folder: Path, device: str | torch.device = "cpu") -> Any:
     try:
-        network = kind.from_pretrained(folder, local_files_only=True)
+        with quiet_libraries():
+            network = kind.from_pretrained(folder, local_files_only=True)
+            if isinstance(network, torch.nn.Module):
+                network = network.float().to(device).eval().requires_grad_(False)
     except Exception as error:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
         raise InputError(folder, "weights", reason, f"a {kind.__name__} folder") from error
-    if isinstance(network, torch.nn.Module):
-        network = network.float().eval().requires_grad_(False)
     return network
 
 

@@ -16,6 +16,7 @@ from .diffusion import Denoiser, PictureLatents, drop_tokens
 from .running import Running, fit, optimiser
 from .stage import Stage, averaging
 
+VARIANTS = ("amortised", "oracle_class")
 ADAPT = ("keys_values", "lora", "all")
 
 
@@ -28,9 +29,9 @@ class RefineConfig:
     share of training pictures that are cropped. ``ema`` is the decay of the average of the weights
     that is kept; 0 keeps the last ones. ``select`` and ``patience`` go by the validation loss.
 
-    ``oracle_class`` names a stimulus, and reproduces the published variant: one trial's tokens,
-    constant, with every picture of *its true category*. It knows the answer, so nothing that comes
-    of it is a decoding result.
+    ``variant`` is ``amortised``, one adapter for all training pairs, or ``oracle_class``, the
+    published one: the tokens of ``stimulus``, constant, with every picture of *its true category*.
+    It knows the answer, so nothing that comes of it is a decoding result.
     """
 
     epochs: int = 20
@@ -45,9 +46,15 @@ class RefineConfig:
     ema: float = 0.999
     select: str = "best"
     patience: int = 0
-    oracle_class: str = ""
+    variant: str = "amortised"
+    stimulus: str = ""
 
     def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise InputError("refine", "variant", self.variant, f"one of {', '.join(VARIANTS)}")
+        if (self.variant == "oracle_class") != bool(self.stimulus):
+            found = self.stimulus or "nothing"
+            raise InputError("refine", "stimulus", found, "one, with variant=oracle_class only")
         if self.adapt not in ADAPT:
             raise InputError("refine", "adapt", self.adapt, f"one of {', '.join(ADAPT)}")
         if not 0 <= self.null_dropout < 1:
