@@ -58,6 +58,7 @@ COMMANDS = (
     ["link"],
     ["unlink"],
     ["doctor"],
+    *([c] for c in ("views", "images", "control", "compare")),
     *(["phantom", c] for c in ("recording", "objects", "pictures", "basis", "train-prior")),
     ["phantom", "judge-prior"],
 )

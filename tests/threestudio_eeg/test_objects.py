@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from threestudio_eeg.evaluation.objects import (
     on_background,
     true_mesh,
 )
+from threestudio_eeg.evaluation.shape import compare_meshes
 from threestudio_eeg.evaluation.views import orbit
 from threestudio_eeg.phantom.categories import CATEGORIES, COLOURS
 from threestudio_eeg.phantom.objects import Instance, solids_of
@@ -382,25 +384,27 @@ def test_the_comparison_benchmark_makes_controls_objects_and_tables(
     monkeypatch.setenv("THREESTUDIO_EEG_HOST", "builtin")
     monkeypatch.setattr(phantom_objects, "run_jobs", run_here)
     monkeypatch.setattr("threestudio_eeg.evaluation.objects.true_mesh", coarse)
+    quick = partial(compare_meshes, n_points=500, resolution=16)
+    monkeypatch.setattr("threestudio_eeg.evaluation.objects.compare_meshes", quick)
     comparison = importlib.import_module("comparison")
     overrides = [word for pair in SMALL_FIELD for word in ("--override", pair)]
     words = [
         *("--objects", str(recording.objects), "--judge", str(world.judge)),
         *("--conditioning", str(recording.folder / "conditioning.safetensors")),
         *("--pipeline", str(world.pipeline), "--out", str(tmp_path), "--device", "cpu"),
-        *("--trials", "2", "--seeds", "0", "--conditions", "eeg", "image", "class"),
-        *("--class-control", "label", "--steps", "2", "--workers", "1", "--size", "16"),
+        *("--trials", "2", "--seeds", "0", "--conditions", "eeg", "image"),
+        *("--steps", "2", "--workers", "1", "--size", "16"),
         *overrides,
     ]
     comparison.main(words)
     comparison.main([*words, "--rows-only"])
     table = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
-    assert table["conditions"] == ["image", "eeg", "class"]
-    assert {n for of in table["differences"].values() for n in of} == {"image", "class"}
+    assert table["conditions"] == ["image", "eeg"]
+    assert {n for of in table["differences"].values() for n in of} == {"image"}
     assert {"category_10way_top1", "similarity", "fscore"} <= set(table["estimates"])
     assert table["sets"]["eeg"]["views"] == 8
     assert "Fréchet distance (image tower)" in table["sets"]["image"]
     from PIL import Image
 
     with Image.open(tmp_path / "comparison" / "comparison.png") as sheet:
-        assert sheet.height > 4 * 128
+        assert sheet.height > 3 * 128

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from threestudio_eeg.cli import app
 from threestudio_eeg.comparison.command import CompareOptions, compare
 from threestudio_eeg.comparison.comparing import compare_sources
 from threestudio_eeg.comparison.rows import read_rows
-from threestudio_eeg.comparison.tables import markdown
+from threestudio_eeg.comparison.tables import as_csv, markdown
 
 ROWS = Path(__file__).parents[3] / "docs" / "figures" / "objects-40.jsonl"
 SETTINGS = {"steps": 400, "pipeline": "phantom", "overlays": [], "conditioning": "a.safetensors"}
@@ -55,6 +56,15 @@ def test_the_forty_objects_of_the_documentation():
     assert (pair.n, round(pair.mean, 3)) == (40, -0.054)
     assert found.differences["fscore"]["shuffled"].adjusted < 1e-4
     assert "not recorded" in found.notes[0]
+    means = markdown(found).split("##")[0]
+    assert ROWS.with_name("comparison-40.md").read_text(encoding="utf-8").startswith(means)
+    with ROWS.with_name("comparison-40.csv").open(encoding="utf-8") as file:
+        kept = list(csv.DictReader(file))
+    now = list(csv.DictReader(io.StringIO(as_csv(found))))
+    for name in ("mean", "low", "difference", "difference_high"):
+        assert [float(r[name] or 0) for r in kept] == pytest.approx(
+            [float(r[name] or 0) for r in now], abs=1e-6
+        )
 
 
 def test_seeds_are_averaged_before_trials_are_counted(tmp_path):
