@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
 import trimesh
@@ -9,7 +12,7 @@ import trimesh
 from eeg_encoder.errors import InputError
 from threestudio_eeg.builtin.cameras import c2w_from_angles, camera_batch
 from threestudio_eeg.builtin.mesh_rasteriser import TorchRaster, to_clip
-from threestudio_eeg.builtin.nvdiff_rasterizer import choose_backend
+from threestudio_eeg.builtin.nvdiff_rasterizer import NvdiffRaster, choose_backend
 from threestudio_eeg.builtin.surface_mesh import SurfaceMesh
 
 
@@ -176,3 +179,61 @@ def test_a_backend_that_cannot_run_is_named(wanted, words):
     with pytest.raises(InputError, match=words):
         choose_backend(wanted, torch.device("cpu"))
     assert choose_backend(None, torch.device("cpu")) == "torch"
+
+
+class FakeNvdiffrast:
+    """nvdiffrast's documented interface over the rasteriser in torch."""
+
+    def rasterize(self, context, pos, tri, resolution):
+        assert (context, pos.dtype, tri.dtype) == ("context", torch.float32, torch.int32)
+        self.raster = TorchRaster(self.mesh, pos, *resolution)
+        fragments = torch.zeros(*self.raster.shape, 4)
+        fragments[..., 3][self.raster.covered] = 1.0
+        return fragments, None
+
+    def interpolate(self, attr, rast, tri):
+        assert attr.dim() == 3
+        assert attr.is_contiguous()
+        picture = torch.zeros(*rast.shape[:3], attr.shape[-1])
+        picture[self.raster.covered] = self.raster.interpolate(attr[0])
+        return picture, None
+
+    def antialias(self, color, rast, pos, tri):
+        assert color.is_contiguous()
+        return self.raster.antialias(color)
+
+
+def test_nvdiffrast_is_asked_for_the_same_picture(monkeypatch):
+    points, faces = ball(subdivisions=1)
+    mesh = SurfaceMesh(points.float(), faces)
+    fake = FakeNvdiffrast()
+    fake.mesh = mesh
+    monkeypatch.setitem(sys.modules, "nvdiffrast", ModuleType("nvdiffrast"))
+    torch_part = SimpleNamespace(
+        **{name: getattr(fake, name) for name in ("rasterize", "interpolate", "antialias")}
+    )
+    monkeypatch.setitem(sys.modules, "nvdiffrast.torch", torch_part)
+    clip = to_clip(mesh.v_pos, view(16)["mvp_mtx"])
+    ours = TorchRaster(mesh, clip, 16, 12)
+    theirs = NvdiffRaster(mesh, clip, 16, 12, "context")
+    assert torch.equal(ours.covered, theirs.covered)
+    assert torch.equal(ours.interpolate(mesh.v_nrm), theirs.interpolate(mesh.v_nrm))
+    picture = torch.rand(1, 16, 12, 3)
+    assert torch.equal(ours.antialias(picture), theirs.antialias(picture))
+
+
+@pytest.mark.gpu
+def test_nvdiffrast_renders_as_torch_does():
+    nvdiffrast = pytest.importorskip("nvdiffrast.torch")
+    points, faces = ball(subdivisions=2)
+    mesh = SurfaceMesh(points.float().cuda().requires_grad_(), faces.cuda())
+    clip = to_clip(mesh.v_pos, view(64)["mvp_mtx"].cuda())
+    context = nvdiffrast.RasterizeCudaContext()
+    rasters = TorchRaster(mesh, clip, 64, 64), NvdiffRaster(mesh, clip, 64, 64, context)
+    assert (rasters[0].covered != rasters[1].covered).float().mean() < 1e-3
+    gradients = []
+    for raster in rasters:
+        opacity = raster.antialias(raster.covered.float()[..., None])
+        gradients.append(torch.autograd.grad(opacity.sum(), mesh.v_pos, retain_graph=True)[0])
+    grows = [(g * mesh.v_pos).sum().item() for g in gradients]
+    assert grows[0] == pytest.approx(grows[1], rel=0.1)

@@ -350,9 +350,9 @@ class GaussianSplatting(ImplicitGeometry):
         flat = points.reshape(-1, 3).cpu().numpy()
         near = min(NEIGHBOURS, len(colours))
         distance, index = cKDTree(splats.means.cpu().numpy()).query(flat, k=[*range(1, near + 1)])
-        weights = torch.from_numpy(1 / (distance + 1e-6)).to(colours)
-        weights = weights * splats.opacities[torch.from_numpy(index).to(colours.device)]
-        mean = (colours[index] * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+        nearest = torch.from_numpy(index).to(colours.device)
+        weights = torch.from_numpy(1 / (distance + 1e-6)).to(colours) * splats.opacities[nearest]
+        mean = (colours[nearest] * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
         return {"albedo": mean.clamp(0, 1).view(*points.shape[:-1], 3)}
 
 

@@ -56,6 +56,7 @@ class ImplicitSDF(ImplicitGeometry):
         sdf_bias: Any = 0.0
         sdf_bias_params: Any = None
 
+    level_sign = -1
     where = "implicit-sdf"
 
     def configure(self, *args: Any, **kwargs: Any) -> None:

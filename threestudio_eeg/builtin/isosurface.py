@@ -53,6 +53,8 @@ class ImplicitGeometry(BaseModule):
 
     bbox: Tensor
     surface_level: float | None = None
+    level_sign = 1
+    """What a config's threshold is multiplied with to be a level."""
     where = "geometry"
 
     def configure(self, *args: Any, **kwargs: Any) -> None:
@@ -106,10 +108,7 @@ class ImplicitGeometry(BaseModule):
         if not low <= high:
             raise InputError(self.where, "field", "NaN", "finite values")
         if high <= threshold:
-            found = f"{threshold:g}, with values from {low:.4g} to {high:.4g}"
-            between = f"{(low + high) / 2:.4g}" if high > low else "none"
-            expected = f"below {high:.4g} (for instance {between}; this isosurface is empty)"
-            raise InputError(self.where, "isosurface_threshold", found, expected)
+            raise self._empty(threshold, low, high)
         vertices, faces = marching_cubes(level.cpu().numpy(), threshold)
         v_pos = torch.from_numpy(vertices).to(box) * (box[1] - box[0]) + box[0]
         return Mesh(v_pos, torch.from_numpy(faces).to(box.device))
@@ -131,6 +130,15 @@ class ImplicitGeometry(BaseModule):
             return float(self.cfg.isosurface_threshold)
         above = level[level > AUTO_THRESHOLD_FLOOR]
         return float(above.mean()) if len(above) else AUTO_THRESHOLD_FLOOR
+
+    def _empty(self, threshold: float, low: float, high: float) -> InputError:
+        """Say that no level is above the threshold, and which threshold would not be empty."""
+        sign, side = self.level_sign, "below" if self.level_sign > 0 else "above"
+        ends = sorted((sign * low, sign * high))
+        found = f"{sign * threshold:g}, with values from {ends[0]:.4g} to {ends[1]:.4g}"
+        between = f"for instance {sign * (low + high) / 2:.4g}; " if high > low else ""
+        expected = f"{side} {sign * high:.4g} ({between}this isosurface is empty)"
+        return InputError(self.where, "isosurface_threshold", found, expected)
 
     def _level_on_lattice(self, box: Tensor) -> Tensor:
         """Values of :meth:`forward_level` (n, n, n) on a lattice over ``box``."""

@@ -38,7 +38,7 @@ class NvdiffRaster:
     def interpolate(self, attribute: Tensor) -> Tensor:
         """Values (P, C) at the covered pixels, in their order, of an attribute (V, C)."""
         values, _ = self._module.interpolate(
-            attribute.float().contiguous(), self._fragments, self._faces
+            attribute[None].float().contiguous(), self._fragments, self._faces
         )
         return values[self.covered]
 
