@@ -1,4 +1,4 @@
-"""Rays side by side: marching, compositing and the whole render; ours in Triton and torch, nerfacc.
+"""Rays side by side: marching, compositing, networks, the whole render; Triton, torch, nerfacc.
 
 The scene is an implicit volume as training begins (a blob), seen by a camera of threestudio's
 range. Prints medians, ratios, the multiple of the time that the counted bytes take at the rate of a
@@ -34,11 +34,23 @@ from threestudio_eeg.neural_fields.marching import Samples, march  # noqa: E402
 CAMERA_DISTANCE, FIELD_OF_VIEW = 1.25, 55.0
 RADIUS = 1.0
 SETTLED_STEPS = 6
+FUSED = {"backend": "triton"}
 WHOLE: dict[str, dict[str, Any]] = {
-    "triton": {"backend": "triton"},
-    "triton, chunks of 4 M": {"backend": "triton", "train_chunk_size": 1 << 22},
-    "triton, chunks of 1 M": {"backend": "triton", "train_chunk_size": 1 << 20},
+    "graph kept": {"backend": "triton", "train_chunk_size": 0},
+    "default": {},
+    "chunks of 256 k": {"backend": "triton", "train_chunk_size": 1 << 18},
+    "chunks of 4 M": {"backend": "triton", "train_chunk_size": 1 << 22},
+    "fused float32": {"mlp": {**FUSED, "precision": "float32"}},
+    "fused float16": {"mlp": {**FUSED, "precision": "float16"}},
+    "fused bfloat16": {"mlp": {**FUSED, "precision": "bfloat16"}},
+    "fused float16, graph kept": {"mlp": {**FUSED, "precision": "float16"}, "train_chunk_size": 0},
     "torch rays": {"backend": "torch"},
+}
+"""Settings of the renderer, and under ``mlp`` further ones of the field's networks."""
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "torch": {},
+    **{kind: {**FUSED, "precision": kind} for kind in ("float32", "float16", "bfloat16")},
 }
 
 
@@ -57,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = options.check and not check(renderer, rays, options)
     for name, piece in (("march", march_setups), ("composite", composite_setups)):
         report[name] = compare(name, piece(renderer, rays, options), rate, options)
+    report["networks"] = networks(renderer, options)
     report["whole"] = whole(options)
     if options.out is not None:
         write_json(options.out, report)
@@ -72,6 +85,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--side", type=int, default=512 if cuda else 32, help="pixels")
     parser.add_argument("--samples", type=int, default=512 if cuda else 64, help="per ray")
+    parser.add_argument("--points", type=int, default=1 << 22 if cuda else 1 << 10)
     parser.add_argument("--setups", nargs="+", choices=WHOLE, help="of the whole render")
     parser.add_argument("--repeats", type=int, default=20 if cuda else 3)
     parser.add_argument("--warm-up", type=int, default=3 if cuda else 1)
@@ -89,9 +103,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def make_renderer(options: argparse.Namespace, settings: dict[str, Any]) -> Any:
     """A renderer of a fresh implicit volume, in threestudio's default sizes."""
-    geometry = find("implicit-volume")({"radius": RADIUS, "normal_type": None})
+    mlp = {"otype": "VanillaMLP", "n_neurons": 64, "n_hidden_layers": 1}
+    mlp.update(settings.get("mlp", {}))
+    field = {"radius": RADIUS, "normal_type": None, "mlp_network_config": mlp}
+    geometry = find("implicit-volume")(field)
+    own = {name: value for name, value in settings.items() if name != "mlp"}
     renderer = find("nerf-volume-renderer")(
-        {"radius": RADIUS, "num_samples_per_ray": options.samples, **settings},
+        {"radius": RADIUS, "num_samples_per_ray": options.samples, **own},
         geometry=geometry,
         material=find("no-material")({"n_output_dims": 3, "color_activation": "sigmoid"}),
         background=find("solid-color-background")({}),
@@ -243,6 +261,40 @@ def compare(
     return {**times, "floor": floor}
 
 
+# The networks alone
+
+
+def networks(renderer: Any, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The field's two networks on --points encodings, forward and backward: medians."""
+    width = renderer.geometry.encoding.n_output_dims
+    seed = torch.Generator().manual_seed(3)
+    encoded = torch.randn(width, options.points, generator=seed).to(options.device)
+    encoded = encoded.t().requires_grad_()
+    found = {}
+    for name, settings in NETWORKS.items():
+        if "backend" in settings and not options.device.startswith("cuda"):
+            continue
+        torch.manual_seed(0)
+        geometry = make_renderer(options, {"mlp": settings}).geometry
+        pair = (geometry.density_network, geometry.feature_network)
+        inputs = [encoded, *(p for network in pair for p in network.parameters())]
+
+        def forward(pair: Any = pair) -> list[Tensor]:
+            with torch.no_grad():
+                return [network(encoded) for network in pair]
+
+        def both(pair: Any = pair, inputs: list[Tensor] = inputs) -> None:
+            torch.autograd.grad(sum(network(encoded).sum() for network in pair), inputs)
+
+        found[name] = {
+            title: median_ms(step, options.device, options.repeats, options.warm_up)
+            for title, step in (("forward", forward), ("forward and backward", both))
+        }
+        times = ", ".join(f"{title} {value:.3f} ms" for title, value in found[name].items())
+        print(f"networks, {options.points} points, {name}: {times}")
+    return found
+
+
 # The whole render
 
 
@@ -318,6 +370,8 @@ def check(renderer: Any, rays: dict[str, Any], options: argparse.Namespace) -> b
         good &= _verdict(
             f"march {name}", _samples_apart(index, starts, samples, len(origins)), 1e-2
         )
+    if options.device.startswith("cuda"):
+        good &= all(check_networks(kind, options) for kind in NETWORKS if kind != "torch")
     inputs = composite_inputs(samples)
     expected = composite(*inputs, samples, len(origins), "torch")
     others: dict[str, Callable[[], tuple[Tensor, ...]]] = {
@@ -331,6 +385,21 @@ def check(renderer: Any, rays: dict[str, Any], options: argparse.Namespace) -> b
         worst = max(float((a - b).detach().norm() / b.detach().norm()) for a, b in pairs)
         good &= _verdict(f"composite {name}", worst, 1e-4)
     return good
+
+
+def check_networks(kind: str, options: argparse.Namespace) -> bool:
+    """Compare a fused network and its gradients with torch's."""
+    results = []
+    for settings in ({}, NETWORKS[kind]):
+        torch.manual_seed(0)
+        network = make_renderer(options, {"mlp": settings}).geometry.feature_network
+        x = torch.randn(10_000, 32, generator=torch.Generator().manual_seed(4)).to(options.device)
+        inputs = [x.requires_grad_(), *network.parameters()]
+        out = network(x)
+        results.append([out, *torch.autograd.grad(out.square().mean(), inputs)])
+    pairs = zip(results[1], results[0], strict=True)
+    worst = max(float((a - b).detach().norm() / b.detach().norm()) for a, b in pairs)
+    return _verdict(f"networks {kind}", worst, 1e-3 if kind == "float32" else 5e-2)
 
 
 def _samples_apart(index: Tensor, starts: Tensor, samples: Samples, n_rays: int) -> float:

@@ -52,5 +52,6 @@ def test_render(tmp_path, capsys, check):
     assert render.main(arguments) == 0
     figures = json.loads(out.read_text())
     assert figures["march"]["torch"] > 0
+    assert figures["networks"]["torch"]["forward and backward"] > 0
     assert figures["whole"]["torch rays"]["samples"] > 100
     assert ("passed" in capsys.readouterr().out) == check
