@@ -61,8 +61,8 @@ class Network:
     patches divide.
     """
 
-    def __init__(self, name: str, seed: int, epochs: int = 40) -> None:
-        self.name, self.seed, self.epochs = name, seed, epochs
+    def __init__(self, name: str, seed: int, epochs: int = 40, device: str = "cpu") -> None:
+        self.name, self.seed, self.epochs, self.device = name, seed, epochs, device
 
     def fit(self, signals: np.ndarray, labels: np.ndarray) -> Network:
         """Learn from trials (N, C, T) and labels (N,), 0 or 1."""
@@ -70,14 +70,14 @@ class Network:
         low, self.middle, high = np.percentile(signals, [25, 50, 75], axis=(0, 2), keepdims=True)
         self.spread = (high - low) / 1.349
         x = self._ready(signals)
-        y = torch.from_numpy(labels).float()
+        y = torch.from_numpy(labels).float().to(self.device)
         settings = dict(NETWORKS[self.name])
         kind = self.name
         if kind == "temporal_only":
             kind, settings = "dual_self_attention", {"preset": kind, **settings}
         self.net = models.build(
             kind, channels=x.shape[1], samples=x.shape[2], embedding=1, **settings
-        )
+        ).to(self.device)
         adam = torch.optim.AdamW(self.net.parameters(), 1e-3, weight_decay=0.05)
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.epochs):
@@ -96,12 +96,13 @@ class Network:
     @torch.no_grad()
     def decide(self, signals: np.ndarray) -> np.ndarray:
         """(N,) log odds of class 1."""
-        return torch.cat([self.net(x)[:, 0] for x in self._ready(signals).split(256)]).numpy()
+        found = [self.net(x)[:, 0] for x in self._ready(signals).split(256)]
+        return torch.cat(found).cpu().numpy()
 
     def _ready(self, signals: np.ndarray) -> torch.Tensor:
         cut = signals.shape[2] // 10 * 10
         z = np.clip((signals - self.middle) / self.spread, -8, 8)[:, :, :cut]
-        return torch.from_numpy(z.astype(np.float32))
+        return torch.from_numpy(z.astype(np.float32)).to(self.device)
 
 
 class Selected:
@@ -160,7 +161,9 @@ class Pyriemann:
         return self.model.decision_function(signals)
 
 
-def decoders(task: str, sfreq: float, seed: int, epochs: int) -> dict[str, Callable[[], Decoder]]:
+def decoders(
+    task: str, sfreq: float, seed: int, epochs: int, device: str = "cpu"
+) -> dict[str, Callable[[], Decoder]]:
     """Every decoder by name; those that do not depend on the seed first."""
     few = task == "faces"
 
@@ -177,7 +180,7 @@ def decoders(task: str, sfreq: float, seed: int, epochs: int) -> dict[str, Calla
     }
     plain["selected"] = lambda: Selected([plain[n] for n in ("committee", "riemannian", "lda")])
     plain["shuffled"] = lambda: Shuffled(committee, seed)
-    networks = {n: (lambda n=n: Network(n, seed, epochs)) for n in NETWORKS}
+    networks = {n: (lambda n=n: Network(n, seed, epochs, device)) for n in NETWORKS}
     return {**plain, **networks}
 
 
@@ -225,6 +228,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--decoders", nargs="+", default=["committee", "riemannian", "lda"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=40, help="of the networks")
+    parser.add_argument("--device", default="cpu", help="of the networks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON with all rows")
     return parser.parse_args()
@@ -248,7 +252,10 @@ def main() -> None:
             [
                 [
                     mean_auc(
-                        decoders(args.task, sfreq, s, args.epochs)[name], signals, labels, fold
+                        decoders(args.task, sfreq, s, args.epochs, args.device)[name],
+                        signals,
+                        labels,
+                        fold,
                     )
                     for _, fold in tables
                 ]

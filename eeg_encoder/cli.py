@@ -261,13 +261,14 @@ def evaluate(
         )
         results = [answer(question, folder, device=device) for folder in encoder]
         theirs = [answer(question, folder, device=device) for folder in baseline or []]
-        result = results[0] if len(results) == 1 else {"runs": results}
-        result = {**result, "table": table_of(results, theirs)}
+        by_subject = table_of(results, theirs)
+        found = results[0] if len(results) == 1 else {"runs": results}
+        result = {**found, "table": by_subject}
         typer.echo(json.dumps(result, indent=2))
         if out is not None:
             write_json(out, result)
         if table is not None:
-            save_figures(table, question, [*results, *theirs], result["table"])
+            save_figures(table, question, [*results, *theirs], by_subject)
         if plots is not None:
             draw(plots, question, encoder[0], device=device)
 
