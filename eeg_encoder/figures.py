@@ -22,11 +22,10 @@ from .evaluation.retrieval import hits, similarities, targets
 from .evaluation.tables import provenance, save_table, sign_test, subject_table
 from .image_space import embed_pictures
 from .pretrained import Pretrained, from_pretrained
-from .protocols import Split, find_control, find_protocol
-from .recordings.formats import open_recording, recognise
-from .recordings.perceivelab import load_splits
+from .protocols import Split, find_control
 from .recordings.splits import check_split
 from .recordings.trials import TrialSet
+from .sources import protocol_split, read_again, read_split
 from .training import resolve_device
 
 HEADLINES = ("top1", "top5", "category_top1", "shuffled_top1")
@@ -81,26 +80,9 @@ class Tested:
     description: dict[str, Any]
 
 
-def load_for(
-    recording: str | Path,
-    config: Mapping[str, Any],
-    *,
-    format: str | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> TrialSet:
-    """Open a recording of any format; perceivelab's with the encoder's window and scale.
-
-    Raises
-    ------
-    InputError
-        As :func:`.recordings.formats.open_recording`.
-    """
-    name = format or recognise(recording)
-    given = dict(options or {})
-    if name == "perceivelab":
-        first, last = config.get("window", (20, 460))
-        given = {"window": (first, last), "scale": config.get("scale", 1.0), **given}
-    return open_recording(recording, name, **given)
+def load_for(recording: str | Path, config: Mapping[str, Any]) -> TrialSet:
+    """A recording read as an encoder's config says; see :func:`.sources.read_again`."""
+    return read_again(recording, dict(config))
 
 
 def recording_figures(
@@ -156,6 +138,9 @@ def answer(question: Question, encoder: str | Path, *, device: str = "auto") -> 
         **tested.description,
         "encoder": pretrained.weights_hash,
         "trained_on": pretrained.config.get("protocol", {}),
+        "same_split_as_training": _same_split(
+            tested.description, pretrained.config.get("protocol", {})
+        ),
         "gallery": _gallery_kind(question),
         "repetitions": [int(counts.min()), int(counts.max())],
         "subjects": np.unique(test.subjects).tolist(),
@@ -255,7 +240,9 @@ def draw(
 
 
 def _tested(question: Question, config: Mapping[str, Any]) -> Tested:
-    trials = load_for(question.recording, config, format=question.format, options=question.options)
+    trials = read_again(
+        question.recording, dict(config), question.format, dict(question.options or {})
+    )
     parts, description = _parts(question, trials)
     where = question.splits or question.protocol
     checked = check_split(trials, parts, where=where, allow_within_block=True)
@@ -283,24 +270,21 @@ def _parts(question: Question, trials: TrialSet) -> tuple[dict[str, np.ndarray],
         found = "both" if question.protocol else "neither"
         raise InputError("command line", "splits, protocol", found, "a split file or a protocol")
     if question.protocol:
-        protocol = find_protocol(
-            question.protocol, seed=question.seed, **dict(question.parameters or {})
-        )
-        splits = list(protocol.splits(trials))
-        if not 0 <= question.fold < len(splits):
-            expected = f"0 to {len(splits) - 1}: {', '.join(s.name for s in splits[:5])}"
-            raise InputError(question.protocol, "fold", question.fold, expected)
-        chosen = splits[question.fold]
+        settings = {"name": question.protocol, "fold": question.fold}
+        chosen = protocol_split({**settings, **(question.parameters or {})}, trials, question.seed)
         return chosen.parts(), {"split": chosen.name, "protocol": chosen.description}
     assert question.splits is not None
-    if Path(question.splits).suffix == ".json":
-        chosen = Split.load(question.splits)
-        for part, index in chosen.parts().items():
-            if len(index) and index.max() >= trials.total:
-                expected = f"positions 0 to {trials.total - 1}"
-                raise InputError(question.splits, part, int(index.max()), expected)
-        return chosen.parts(), {"split": chosen.name, "protocol": chosen.description}
-    return load_splits(question.splits, trials.total), {}
+    parts = read_split(question.splits, trials)
+    if Path(question.splits).suffix != ".json":
+        return parts, {}
+    saved = Split.load(question.splits)
+    return parts, {"split": saved.name, "protocol": saved.description}
+
+
+def _same_split(found: Mapping[str, Any], trained: Mapping[str, Any]) -> bool | None:
+    """Whether training says that it used the split of the test; None where one has no name."""
+    names = found.get("split"), trained.get("name")
+    return names[0] == names[1] if "protocol" in found and names[1] else None
 
 
 def _scorer(question: Question, tested: Tested, device: str) -> Any:

@@ -64,6 +64,7 @@ def files(tmp_path_factory):
             "model": {"name": "eeg_project", "settings": settings},
             "base_model": "none",
             "training": {"seed": seed},
+            "protocol": {"name": split.name},
         }
         save_pretrained(folder / f"seed-{seed}", Pretrained(encoder.eval(), None, pre, config))
     return folder
@@ -103,6 +104,7 @@ def test_the_encoder_decodes_and_its_controls_do_not(files):
     plain = answer(question(files), files / "seed-0", device="cpu")
     assert plain["averaged"]["eeg"]["category_top1"] > 0.8
     assert plain["protocol"]["split"] == "k-fold-by-stimulus/fold-0"
+    assert plain["protocol"]["same_split_as_training"] is True
     for name in ("drift", "gaussian"):
         control = answer(question(files, control=name), files / "seed-0", device="cpu")
         figures = control["single"]["eeg"]
@@ -119,6 +121,13 @@ def test_every_control_is_one_flag(files, tmp_path, name):
     control = json.loads((tmp_path / "figures.json").read_text())["protocol"]["control"]
     assert control["name"] == name
     assert control["tells"]
+
+
+def test_a_test_on_another_fold_says_so(files):
+    other = question(files, splits=None, protocol="k-fold-by-stimulus", parameters={"k": 3}, fold=1)
+    found = answer(other, files / "seed-0", device="cpu")["protocol"]
+    assert found["same_split_as_training"] is False
+    assert found["trained_on"] == {"name": "k-fold-by-stimulus/fold-0"}
 
 
 def test_a_protocol_instead_of_a_file(files, tmp_path):
