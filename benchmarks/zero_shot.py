@@ -66,7 +66,7 @@ class World:
     """
 
     def __init__(self, gallery: Tensor, number: int, seed: int, args: argparse.Namespace) -> None:
-        self.device = torch.device(args.device)
+        self.device, self.number = torch.device(args.device), number
         self.generator = torch.Generator(self.device).manual_seed(1000 * seed + number)
         self.gallery = gallery.to(self.device)
         self.pictures = self._pictures(args.train)
@@ -236,7 +236,8 @@ def measure(world: World, snr_db: float, recipe: str, seed: int) -> list[dict[st
     seconds = round(time.monotonic() - started, 1)
     rows = []
     for n, scores in zip(counts, found, strict=True):
-        order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(1000 * seed + world.number)
+        order = torch.randperm(len(scores), generator=generator)
         top1, top5 = rates(scores)
         control1, control5 = rates(scores[order.to(scores.device)])
         rows.append(
