@@ -11,7 +11,12 @@ from omegaconf import OmegaConf
 from eeg_encoder.errors import InputError
 from threestudio_eeg import host
 from threestudio_eeg.launching import checkout
-from threestudio_eeg.launching.catalogue import EXTENSIONS, extension_of, where_to_get
+from threestudio_eeg.launching.catalogue import (
+    EXTENSIONS,
+    UPSTREAM_ALONE,
+    extension_of,
+    where_to_get,
+)
 from threestudio_eeg.launching.checkout import find_threestudio, threestudio_at, version_in
 from threestudio_eeg.launching.checks import parts_of
 from threestudio_eeg.launching.choice import choose_host
@@ -144,6 +149,7 @@ def test_extensions_claim_only_what_the_embedded_host_takes_over_from_them():
     names = load_builtin()
     assert names
     assert {found.name for found in map(extension_of, names) if found} <= {"threestudio-3dgs"}
+    assert not set(UPSTREAM_ALONE) & set(names)
     assert len({one.name for one in EXTENSIONS}) == len(EXTENSIONS)
 
 
