@@ -14,6 +14,7 @@ from ..image_space import CLIP_MEAN, CLIP_STD
 from ..models.cross_modal import JointAnswer, JointAutoencoder
 from ..models.image_autoencoder import ImageAutoencoder, load_tower
 from ..objectives import merl_stage_2, reconstruction_correlation, signal_patches
+from ..quiet import quiet_libraries
 from .batches import Augmentation, BankLoader, Batch, TrialBank, WholeLoader
 from .pictures import random_crops
 from .running import Running, fit, optimiser
@@ -75,12 +76,12 @@ def named_tower(name: str, pipeline: str | Path, download: bool = False) -> nn.M
         When it is not there, or is not a ViT-MAE or CLIP tower.
     """
     if name == "pipeline":
-        return load_tower(str(Path(pipeline) / "image_encoder"))
+        return _tower(Path(pipeline) / "image_encoder")
     if name not in HUB_TOWERS:
         if not Path(name).is_dir():
             known = ", ".join(("pipeline", *HUB_TOWERS))
             raise InputError("joint", "tower", name, f"one of {known}, or a folder")
-        return load_tower(name)
+        return _tower(name)
     from huggingface_hub import snapshot_download
 
     try:
@@ -89,7 +90,12 @@ def named_tower(name: str, pipeline: str | Path, download: bool = False) -> nn.M
         reason = " ".join(str(error).split())[:120]
         expected = f"{HUB_TOWERS[name]} in the hub's cache, a folder, or joint.download=true"
         raise InputError("joint", f"tower {name}", reason, expected) from error
-    return load_tower(folder)
+    return _tower(folder)
+
+
+def _tower(folder: str | Path) -> nn.Module:
+    with quiet_libraries():
+        return load_tower(str(folder)).float()
 
 
 def joint_autoencoder(eeg: Any, tower: nn.Module, config: JointConfig) -> JointAutoencoder:

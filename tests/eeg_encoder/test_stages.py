@@ -15,7 +15,12 @@ from eeg_encoder.models.context_head import LinearMappers, build_context_head, e
 from eeg_encoder.stages.adapters import add_lora, free_keys_and_values, merged
 from eeg_encoder.stages.align import AlignConfig, Alignment, align
 from eeg_encoder.stages.batches import BankLoader, TrialBank
-from eeg_encoder.stages.condition import ConditionConfig, condition, conditioner
+from eeg_encoder.stages.condition import (
+    ConditionConfig,
+    ConditionedDenoising,
+    condition,
+    conditioner,
+)
 from eeg_encoder.stages.diffusion import PictureLatents, drop_tokens, load_denoiser
 from eeg_encoder.stages.joint import JointConfig, join, joint_autoencoder, named_tower
 from eeg_encoder.stages.masking import SilencedPatches
@@ -393,6 +398,15 @@ def test_joint_training_lowers_its_loss_and_leaves_the_tower(world, bank, shown)
         joint_autoencoder(network("eeg_project"), both.picture.tower, config)
 
 
+def test_towers_in_half_precision_are_read_as_float32(world, tmp_path):
+    from transformers import CLIPVisionModelWithProjection
+
+    tower = CLIPVisionModelWithProjection.from_pretrained(world.pipeline / "image_encoder")
+    tower.half().save_pretrained(tmp_path / "image_encoder")
+    found = named_tower("pipeline", tmp_path)
+    assert {weight.dtype for weight in found.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("name", ["vit-mae", "clip"])
 def test_towers_of_the_hub_are_named_when_absent(name, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -457,3 +471,36 @@ def test_targets_are_the_towers_own_embeddings(world, bank):
 def test_bad_settings_are_named(make, word):
     with pytest.raises(InputError, match=word):
         make()
+
+
+def test_a_resumed_conditioning_keeps_its_average(
+    world, bank, shown, denoiser, tmp_path, monkeypatch
+):
+    config = ConditionConfig(epochs=3, batch_size=9, lr=1e-2, ema=0.9, head="linear")
+
+    def run(running, seed=0):
+        encoder = network("compact", seed)
+        model = conditioner(encoder, denoiser, config)
+        torch.manual_seed(seed)
+        for name, weight in model.head.named_parameters():
+            nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        found = condition(model, denoiser, bank, shown, bank, shown, config, running, seed=0)
+        return state_of(model), found["val_loss"]
+
+    whole, loss = run(QUIET)
+
+    def stop(self):
+        if self.current_epoch == 1:
+            raise Stop
+
+    running = Running(progress=False, checkpoints=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(ConditionedDenoising, "on_train_epoch_end", stop)
+        with pytest.raises(Stop):
+            run(running)
+    saved = torch.load(tmp_path / "condition" / "last.ckpt", weights_only=True)
+    assert not any(name.startswith("denoiser") for name in saved["state_dict"])
+    running.resume = True
+    resumed, again = run(running, seed=5)
+    assert again == loss
+    assert_equal(whole, resumed)
