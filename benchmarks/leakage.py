@@ -10,8 +10,6 @@ leakage. Prints a table; seconds to a minute on a CPU.
 from __future__ import annotations
 
 import argparse
-import platform
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from linear_decoders import lda_accuracy, neighbour_accuracy  # noqa: E402
 
 from eeg_encoder.errors import InputError  # noqa: E402
+from eeg_encoder.evaluation.tables import provenance  # noqa: E402
 from eeg_encoder.files import write_json  # noqa: E402
 from eeg_encoder.protocols import Protocol, find_protocol  # noqa: E402
 from eeg_encoder.recordings.simulation import SimulationConfig, simulate  # noqa: E402
@@ -148,9 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     print(f"\nrefused: {refusal(pure_drift('block', drift=options.drift[0], **size))}")
     if options.json:
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        provenance = {"command": command, "seed": options.seed, "python": platform.python_version()}
-        write_json(options.json, {"provenance": provenance, "size": size, "rows": rows})
+        made_by = provenance(config=size, seed=options.seed, protocol=list(ROWS))
+        write_json(options.json, {"provenance": made_by, "size": size, "rows": rows})
 
 
 if __name__ == "__main__":

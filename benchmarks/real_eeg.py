@@ -16,7 +16,6 @@ committee fitted on permuted labels. ``pyriemann`` (optional, for comparison) ne
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import warnings
@@ -32,6 +31,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from linear_decoders import area_under_curve  # noqa: E402
 
 from eeg_encoder import models  # noqa: E402
+from eeg_encoder.evaluation.tables import provenance  # noqa: E402
+from eeg_encoder.files import write_json  # noqa: E402
 from eeg_encoder.recipes import (  # noqa: E402
     LinearDecoder,
     RiemannianCommittee,
@@ -51,6 +52,7 @@ NETWORKS = {
     "temporal_only": {"token_width": 32, "head_width": 32},
     "masked_autoencoder": {"preset": "small", "width": 32, "depth": 2},
 }
+PROTOCOLS = {"faces": "leave-run-out", "pictures": "leave-subject-out, 6 folds"}
 REFERENCE = {"faces": [0.727, 0.649, 0.590], "pictures": [0.719]}
 
 
@@ -268,7 +270,12 @@ def main() -> None:
         cells = (f"{m:.3f} ({s:.3f})" for m, s in zip(found.mean(0), found.std(0), strict=True))
         print(f"{name:22s}", *cells, seconds, flush=True)
         if args.out:
-            args.out.write_text(json.dumps({"task": args.task, "rows": rows}, indent=1) + "\n")
+            made_by = provenance(
+                config={k: str(v) for k, v in vars(args).items()},
+                seed=args.seeds,
+                protocol=PROTOCOLS[args.task],
+            )
+            write_json(args.out, {"task": args.task, "provenance": made_by, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eeg_encoder import models  # noqa: E402
+from eeg_encoder.evaluation.tables import provenance  # noqa: E402
+from eeg_encoder.files import write_json  # noqa: E402
 from eeg_encoder.objectives import InfoNCE  # noqa: E402
 from eeg_encoder.preprocessing import Preprocessing  # noqa: E402
 from eeg_encoder.preprocessing.filters import band_pass  # noqa: E402
@@ -309,8 +311,11 @@ def main() -> None:
                         print(json.dumps(rows[-1]), flush=True)
             if args.out:
                 settings = {k: str(v) for k, v in vars(args).items()}
-                content = {"simulated": True, "tier": "inductive", "settings": settings}
-                args.out.write_text(json.dumps({**content, "rows": rows}, indent=1) + "\n")
+                made_by = provenance(
+                    config=settings, seed=args.seeds, protocol="zero-shot-by-concept, simulated"
+                )
+                content = {"simulated": True, "tier": "inductive", "provenance": made_by}
+                write_json(args.out, {**content, "rows": rows})
     print("\n".join(summary(rows)))
 
 
