@@ -39,9 +39,10 @@ def open_run(
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
 ) -> Any:
-    """The system of a trial folder of the embedded host, with a checkpoint, to look at.
+    """The system of a trial folder, on the embedded host, with a checkpoint, to look at.
 
-    No diffusion model is loaded, so the pipeline need not be there.
+    No diffusion model is loaded, so the pipeline need not be there. A run of threestudio itself is
+    opened too where the embedded host has its parts under the same names.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ def open_run(
             system = BaseLift3DSystem(parts, resumed=True)
         _load(system, content["state_dict"], file, str(config.geometry_type))
     except InputError as error:
-        if (folder / "provenance.json").is_file():
+        if _host_of(folder) == "builtin":
             raise
         found = f"a run of threestudio itself ({error.field}: {error.found})"
         expected = "one of the embedded host, or threestudio-eeg launch --host upstream --test"
@@ -87,6 +88,17 @@ def open_run(
     system.to(device).eval().requires_grad_(False)
     system.do_update_step(system.true_current_epoch, system.true_global_step)
     return system
+
+
+def _host_of(folder: Path) -> str:
+    """Host that made a run; threestudio's own launch.py writes no provenance."""
+    file = folder / "provenance.json"
+    if not file.is_file():
+        return "upstream"
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8")).get("host"))
+    except ValueError as error:
+        raise InputError(file, "file", error, "JSON") from error
 
 
 def run_record(folder: str | Path) -> dict[str, Any]:
