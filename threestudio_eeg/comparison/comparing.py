@@ -122,7 +122,8 @@ def compare_sources(
 
 
 def _by_condition(sources: Sequence[Source]) -> tuple[dict[str, list[Row]], dict[str, int]]:
-    """Rows and failures by condition; a condition of several representations is named for them."""
+    """Rows and failures by condition; a condition of several representations is named for them,
+    one that two batches have is named for the batches."""
     rows: dict[str, list[Row]] = {}
     failed: dict[str, int] = {}
     labels = _labels(sources)
@@ -142,7 +143,20 @@ def _labels(sources: Sequence[Source]) -> list[Any]:
     if len(kinds) > 1:
         words = [source.representation or "as configured" for source in sources]
         return [lambda condition, word=word: f"{condition}, {word}" for word in words]
+    if _overlap(sources):
+        return [lambda condition, word=s.name: f"{condition}, {word}" for s in sources]
     return [lambda condition: condition for _ in sources]
+
+
+def _overlap(sources: Sequence[Source]) -> bool:
+    """Whether batches have the same objects twice, so that they differ in something else."""
+    seen: set[tuple[str, str, int]] = set()
+    for source in sources:
+        own = {(row.condition, row.trial, row.seed) for row in source.rows}
+        if len(own) > 1 and own & seen:
+            return True
+        seen |= own
+    return False
 
 
 def _place(condition: str) -> tuple[int, str]:

@@ -152,7 +152,17 @@ def test_one_condition_or_no_shared_trial_cannot_be_compared(tmp_path):
     with pytest.raises(InputError, match="trials"):
         compare_sources([read_rows(apart)])
     with pytest.raises(InputError, match="twice"):
-        compare_sources([read_rows(two(tmp_path / "c")), read_rows(two(tmp_path / "d"))])
+        compare_sources([read_rows(two(tmp_path / "c")), read_rows(tmp_path / "c")])
+
+
+def test_batches_that_differ_in_an_allowed_setting_are_named(tmp_path):
+    off = read_rows(two(tmp_path / "b", shift=0.3, overrides=["views=off"]), "off")
+    sources = [read_rows(two(tmp_path / "a", overrides=[]), "on"), off]
+    with pytest.raises(InputError, match="overrides: found"):
+        compare_sources(sources)
+    found = compare_sources(sources, reference="text, off", allowed=["overrides"])
+    assert found.conditions == ["text, off", "text, on", "eeg, off", "eeg, on"]
+    assert found.differences["fscore"]["text, on"].mean == pytest.approx(0.2)
 
 
 def test_tables_and_sheet_say_the_same(tmp_path):
