@@ -151,3 +151,36 @@ def test_grid_finds_a_ball_and_forgets_it(first_step):
     for turn in range(150):
         grid.update(16 * turn, lambda p: torch.zeros(len(p)), warmup_steps=10**9)
     assert float(grid.occs.max()) < 1e-3
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("which", ["one cell", "a corner", "some", "all", "none"])
+def test_marching_around_the_occupied_cells_finds_what_marching_everywhere_finds(
+    which, levels, monkeypatch
+):
+    torch.manual_seed(0)
+    grid = OccupancyGrid(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.2]]), 8, levels)
+    cells = {
+        "one cell": [(0, 3, 5, 2)],
+        "a corner": [(0, 7, 7, 7)],
+        "some": [(0, 1, 2, 3), (0, 4, 4, 4), (0, 2, 6, 5)],
+        "all": [(slice(None),) * 4],
+        "none": [],
+    }[which]
+    for cell in cells:
+        grid.binaries[cell] = True
+    origins = F.normalize(torch.randn(300, 3), dim=-1) * 2.5
+    directions = F.normalize(torch.rand(300, 3) * 2 - 1 - origins, dim=-1)
+    found = march(origins, directions, grid, 0.05)
+    monkeypatch.setattr(type(grid), "occupied_box", lambda self: self.outer_box)
+    expected = march(origins, directions, grid, 0.05)
+    assert (len(expected) > 0) == (which != "none")
+    assert torch.equal(found.ray_indices, expected.ray_indices)
+    torch.testing.assert_close(found.t_starts, expected.t_starts, atol=1e-6, rtol=0)
+
+
+def test_box_of_the_occupied_cells():
+    grid = OccupancyGrid(BOX, 8)
+    grid.binaries[0, 2:4, 0, 7] = True
+    expected = torch.tensor([[-0.5, -1.0, 0.75], [0.0, -0.75, 1.0]])
+    torch.testing.assert_close(grid.occupied_box(), expected, atol=0.01, rtol=0)

@@ -137,7 +137,7 @@ def march(
     Samples
         Ordered by ray, then by depth.
     """
-    entry, leave = intersect_box(rays_o, rays_d, grid.outer_box, near, far)
+    entry, leave = intersect_box(rays_o, rays_d, grid.occupied_box(), near, far)
     shift = torch.rand_like(entry) * step if jitter else torch.zeros_like(entry)
     start = near + shift
     first = torch.ceil((entry - start) / step - 0.5).clamp_(min=0)
@@ -168,13 +168,15 @@ def march_reference(
     start
         Where each ray's steps are laid from, (R,).
     first
-        Number of the first step whose middle is inside the box, (R,).
+        Number of the first step to look at, (R,).
     leave
-        Where each ray leaves the box, (R,).
+        Where to stop looking, (R,).
     """
-    n_steps = math.ceil(grid.diagonal / step) + 1
-    offsets = torch.arange(n_steps, device=start.device) + 0.5
     hits = (start + (first + 0.5) * step < leave).nonzero().view(-1)
+    if len(hits) == 0:
+        return Samples(start.new_zeros(0), start.new_zeros(0), hits)
+    n_steps = math.ceil(float(((leave - start) / step - first)[hits].max()))
+    offsets = torch.arange(n_steps, device=start.device) + 0.5
     parts = []
     for rays in hits.split(max(STEPS_AT_ONCE // n_steps, 1)):
         t_middles = start[rays, None] + (first[rays, None] + offsets) * step
@@ -183,9 +185,6 @@ def march_reference(
         index = rays.index_select(0, inside.div(n_steps, rounding_mode="floor"))
         near_part = Samples(t_middles - step / 2, t_middles + step / 2, index)
         parts.append(near_part.select(grid.occupied(near_part.positions(rays_o, rays_d))))
-    if not parts:
-        nothing = start.new_zeros(0)
-        return Samples(nothing, nothing, hits)
     return Samples(
         torch.cat([part.t_starts for part in parts]),
         torch.cat([part.t_ends for part in parts]),

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 PointFunction = Callable[[Tensor], Tensor]
+MARGIN = 0.01
+"""Of the box around the occupied cells, in cells: more than what rounding moves."""
 
 
 class OccupancyGrid(nn.Module):
@@ -51,7 +53,6 @@ class OccupancyGrid(nn.Module):
         self.register_buffer("occs", torch.zeros(levels * resolution**3))
         binaries = torch.zeros((levels,) + (resolution,) * 3, dtype=torch.bool)
         self.register_buffer("binaries", binaries)
-        self.diagonal = float(2 * half.norm()) * 2 ** (levels - 1)
 
     @property
     def box(self) -> Tensor:
@@ -62,6 +63,23 @@ class OccupancyGrid(nn.Module):
     def outer_box(self) -> Tensor:
         """Corners of the outermost box (2, 3)."""
         return self.aabbs[-1].view(2, 3)
+
+    def occupied_box(self) -> Tensor:
+        """Corners of a box around all occupied cells, a little wider: (2, 3).
+
+        The outermost box where there are several.
+        """
+        if self.levels > 1:
+            return self.outer_box
+        low, high = self.box
+        ends = []
+        for axis in range(3):
+            others = [other for other in range(3) if other != axis]
+            line = self.binaries[0].any(dim=others).int()
+            first, last = line.argmax(), self.side - line.flip(0).argmax()
+            ends.append(torch.stack((first - MARGIN, last + MARGIN)).to(low))
+        box = low + torch.stack(ends, dim=1) / self.side * (high - low)
+        return torch.maximum(torch.minimum(box, high), low)
 
     def fill(self) -> None:
         """Declare every cell occupied."""
