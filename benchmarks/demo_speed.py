@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +120,21 @@ class Worker:
 
 
 def take_turns(teams: list[Worker], options: argparse.Namespace) -> list[list[dict[str, float]]]:
-    """Blocks of both in turn, who goes first alternating: seconds of each pair."""
+    """Blocks of both in turn, who goes first alternating: seconds of each pair.
+
+    Ctrl-C ends them early.
+    """
     from rich.progress import track
 
     total = (options.until or options.steps) // options.block
     rounds = []
-    for turn in track(range(total), description="blocks", transient=True):
-        order = (0, 1) if turn % 2 == 0 else (1, 0)
-        found = {which: teams[which].block() for which in order}
-        if None in found.values():
-            break
-        rounds.append([dict(found[0] or {}), dict(found[1] or {})])
+    with suppress(KeyboardInterrupt):
+        for turn in track(range(total), description="blocks", transient=True):
+            order = (0, 1) if turn % 2 == 0 else (1, 0)
+            found = {which: teams[which].block() for which in order}
+            if None in found.values():
+                break
+            rounds.append([dict(found[0] or {}), dict(found[1] or {})])
     return rounds
 
 
