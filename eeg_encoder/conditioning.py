@@ -182,6 +182,25 @@ def pipeline_fingerprint(folder: str | Path) -> str:
     return f"{folder.name}:{digest.hexdigest()[:12]}"
 
 
+def refined_from(folder: str | Path) -> str | None:
+    """Fingerprint of the pipeline that a folder was refined from (``eeg-encoder refine``), which
+    reads the same tokens; None for any other folder.
+
+    Raises
+    ------
+    InputError
+        When ``refine.json`` is damaged.
+    """
+    file = Path(folder) / "refine.json"
+    if not file.is_file():
+        return None
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["base_model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__} {error}"
+        raise InputError(file, "base_model", reason, "a fingerprint") from error
+
+
 def _check_version(path: Path, header: dict[str, str]) -> None:
     if header.get("format") != FORMAT:
         found = header.get("format", "another kind of safetensors file")

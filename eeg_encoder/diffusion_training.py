@@ -147,7 +147,8 @@ def run_condition(config: ConditionRunConfig) -> dict[str, Any]:
         )
         save_pretrained(out, pretrained, card=stage_card("condition", content))
         if unet is not None:
-            write_pipeline(config.pipeline, out / "pipeline", unet, {"condition": asdict(settings)})
+            record = {"base_model": content["base_model"], "condition": asdict(settings)}
+            write_pipeline(config.pipeline, out / "pipeline", unet, record)
     return content
 
 

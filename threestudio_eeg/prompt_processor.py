@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eeg_encoder.conditioning import Conditioning, load_conditioning, pipeline_fingerprint
+from eeg_encoder.conditioning import (
+    Conditioning,
+    load_conditioning,
+    pipeline_fingerprint,
+    refined_from,
+)
 from eeg_encoder.errors import InputError
 
 from .host import DirectionConfig, PromptProcessor, PromptProcessorOutput, register
@@ -188,11 +193,12 @@ def check_base_model(
     Raises
     ------
     InputError
-        When the file names another base model, or its tokens have another width than the U-Net's
-        cross-attention.
+        When the file names another base model (a refined pipeline fits what was made for the one
+        it was refined from), or its tokens have another width than the U-Net's cross-attention.
     """
     fingerprint = pipeline_fingerprint(folder)
-    if conditioning.base_model != fingerprint and not allow_other:
+    fits = (fingerprint, refined_from(folder))
+    if conditioning.base_model not in fits and not allow_other:
         expected = f"{fingerprint} (or allow_other_base_model=true)"
         raise InputError(file, "base_model", conditioning.base_model, expected)
     config = json.loads((folder / "unet" / "config.json").read_text())

@@ -38,7 +38,7 @@ class AlignConfig:
     cosine_weight: float = 1.0
     normalise: str = "image"
     select: str = "best"
-    validate_every: int = 2
+    validate_every: int = 1
     channel_dropout: float = 0.1
     shift: int = 2
     noise: float = 0.1

@@ -185,6 +185,21 @@ def test_a_refined_pipeline_is_a_pipeline(world, refined):
         torch.testing.assert_close(value, after[name], atol=1e-6, rtol=1e-5)
 
 
+def test_what_was_made_for_the_base_model_fits_the_refined_one(world, refined, tmp_path):
+    from tests.tiny import tiny_conditioning
+    from threestudio_eeg.prompt_processor import check_base_model
+
+    file = tiny_conditioning(tmp_path / "c.safetensors", world.pipeline)
+    check_base_model(file, load_conditioning(file), refined)
+    other = shutil.copytree(refined, tmp_path / "other")
+    (other / "refine.json").write_text('{"base_model": "sd:0"}')
+    with pytest.raises(InputError, match="base_model"):
+        check_base_model(file, load_conditioning(file), other)
+    (other / "refine.json").write_text("{")
+    with pytest.raises(InputError, match=r"refine\.json"):
+        check_base_model(file, load_conditioning(file), other)
+
+
 def test_the_oracle_says_that_it_is_one(world, aligned, tmp_path):
     stimulus = str(world.trials.stimuli[0])
     words = [
