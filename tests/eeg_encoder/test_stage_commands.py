@@ -336,6 +336,16 @@ def test_every_config_is_known_to_its_command(name):
         assert models.find(config.model["name"]).presets[config.model["preset"]]["width"] == 1024
 
 
+@pytest.mark.parametrize("command", ["joint", "condition", "refine"])
+def test_every_stage_runs_in_bfloat16(world, stage1, aligned, tmp_path, command):
+    start = stage1 if command == "joint" else aligned
+    words = [*settings(world, tmp_path / "x"), f"init={start}", "precision=bf16-mixed"]
+    words += JOINT if command == "joint" else [f"{command}.epochs=1", f"{command}.batch_size=6"]
+    succeeds(run(command, *words))
+    losses = (tmp_path / "x" / "logs" / command / "metrics.csv").read_text()
+    assert "nan" not in losses
+
+
 def test_resume_is_an_option_of_every_stage():
     for command in ("train", *CONFIGS):
         result = run(command, "--help")
