@@ -3,7 +3,8 @@
 A step is the guidance's forward pass and the backward pass of its losses, to the render and to the
 LoRA; the renderer and the optimisers are left out. Prints medians, ratios, and the multiple of the
 time that the counted arithmetic would take at the rate of a large matrix product on this device.
-With --check it first compares losses and gradients with those of the eager step in float32.
+Timing comes first and the table grows line by line; a setup that breaks or is too slow costs only
+itself. With --check it then compares losses and gradients with those of the eager step in float32.
 
     python benchmarks/vsd_step.py --size sd15 --batch 1 2 4 --check --out vsd_step.json
 """
@@ -67,15 +68,16 @@ def main(arguments: list[str] | None = None) -> int:
         for batch in options.batch:
             world = World.of(options.size, pipeline, batch, device, dtype)
             side = SIDES[options.size]
-            if options.check and batch == options.batch[0]:
-                report["check"], ok = check(world, side, options)
-                failed |= not ok
             report[f"batch {batch}"], ok = compare(world, side, options)
             failed |= not ok
-            if options.pieces and batch == options.batch[0]:
-                report["pieces"] = pieces(world, side, options)
             if options.out is not None:
                 write_json(options.out, report)
+            if options.pieces and batch == options.batch[0]:
+                report["pieces"] = pieces(world, side, options)
+        if options.check:
+            world = World.of(options.size, pipeline, options.batch[0], device, dtype)
+            report["check"], ok = check(world, SIDES[options.size], options)
+            failed |= not ok
         if options.profile:
             profile(World.of(options.size, pipeline, options.batch[0], device, dtype), options)
     if options.out is not None:
@@ -97,8 +99,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--setups", nargs="+", choices=known, help="default: all that can run")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=3)
+    parser.add_argument(
+        "--setup-budget",
+        type=float,
+        default=60.0,
+        help="seconds a setup: after it, fewer repeats; a median of at least one is printed",
+    )
+    parser.add_argument("--no-floor", action="store_true", help="do not count the arithmetic")
     parser.add_argument("--compile-mode", default="default", help="torch.compile's mode")
-    parser.add_argument("--check", action="store_true", help="compare with eager float32 first")
+    parser.add_argument("--check", action="store_true", help="compare with eager float32 too")
     parser.add_argument(
         "--pieces",
         action="store_true",
@@ -149,9 +158,11 @@ def compare(world: World, side: int, options: Any) -> tuple[dict[str, Any], bool
     """Time every setup on one batch size and print the table."""
     rows: dict[str, Any] = {}
     ok = True
-    floor = floor_ms(world, side)
-    print(f"\nbatch {world.batch}: {floor['tflop']:.2f} TFLOP a step, {floor['ms']:.2f} ms at")
-    print(f"{floor['rate']:.1f} TFLOP/s, this device's rate on a large {world.dtype} product\n")
+    floor = None if options.no_floor else guarded(lambda: floor_ms(world, side))
+    print(f"\nbatch {world.batch}", flush=True)
+    if floor is not None:
+        print(f"{floor['tflop']:.2f} TFLOP a step, {floor['ms']:.2f} ms at {floor['rate']:.1f}")
+        print(f"TFLOP/s, this device's rate on a large {world.dtype} product\n", flush=True)
     titles = ("median ms", "ratio", "x floor", "peak GB", "start s")
     print(f"{'setup':24}" + "".join(f"{title:>10}" for title in titles))
     for name in options.setups:
@@ -161,7 +172,7 @@ def compare(world: World, side: int, options: Any) -> tuple[dict[str, Any], bool
             continue
         rows[name] = row
         first = next(iter(rows.values()))["ms"]
-        row["times_floor"] = row["ms"] / floor["ms"]
+        row["times_floor"] = float("nan") if floor is None else row["ms"] / floor["ms"]
         print(
             f"{name:24}{row['ms']:10.2f}{first / row['ms']:10.2f}{row['times_floor']:10.1f}"
             f"{row['peak_gb']:10.2f}{row['start_s']:10.1f}",
@@ -183,7 +194,11 @@ def timed(world: World, name: str, side: int, options: Any) -> dict[str, float]:
     start = time.perf_counter() - began
     for _ in range(options.warm_up):
         step()
-    return {**measure(step, world.device, options.repeats), "start_s": start}
+    synchronize(world.device)
+    a_step = (time.perf_counter() - began - start) / max(options.warm_up, 1)
+    left = options.setup_budget - (time.perf_counter() - began)
+    repeats = max(1, min(options.repeats, int(left / max(a_step, 1e-6))))
+    return {**measure(step, world.device, repeats), "start_s": start, "repeats": repeats}
 
 
 def measure(step: Callable[[], Any], device: str, repeats: int) -> dict[str, float]:

@@ -26,8 +26,12 @@ app.add_typer(phantom, name="phantom")
 
 DEVICE = typer.Option(help="auto, cpu or cuda.")
 THREESTUDIO = typer.Argument(help="A checkout of threestudio.")
+DEMO_CONFIG = Path("phantom/eeg.yaml")
 SEED = typer.Option(help="Of everything random.")
 PIPELINE = typer.Option(help="Pipeline folder, or phantom for the one that ships.")
+VRAM = typer.Option(
+    min=1.0, help="Gigabytes of GPU memory that the run may take; picks settings and says which."
+)
 CATEGORIES = typer.Option("--category", help="Only this category; may be given again.")
 OptionalPath = Optional[Path]  # noqa: UP045
 OptionalInt = Optional[int]  # noqa: UP045
@@ -49,6 +53,7 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the optimisation.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted demo in --out.")] = False,
+    vram: Annotated[OptionalFloat, VRAM] = None,
     overrides: Annotated[
         Words, typer.Argument(help="key=value for the experiment, as in launch.")
     ] = None,
@@ -66,7 +71,7 @@ def demo(
             steps=steps,
             seed=seed,
             resume=resume,
-            overrides=overrides or [],
+            overrides=[*_within(vram, [DEMO_CONFIG], []), *(overrides or [])],
         )
         _embedded_host()
         try:
@@ -112,6 +117,7 @@ def launch(
     gpu: Annotated[
         OptionalText, typer.Option(help="Which GPU; CUDA_VISIBLE_DEVICES, if set, wins.")
     ] = None,
+    vram: Annotated[OptionalFloat, VRAM] = None,
 ) -> None:
     """Run an experiment as threestudio's launch.py does: exactly one of the four modes.
 
@@ -127,10 +133,94 @@ def launch(
         from .launching.command import launch_on
 
         choice = choose_host(host, threestudio)
-        folder = launch_on(
-            choice, chosen[0], config, overrides or [], device=device, gpu=gpu, say=typer.echo
-        )
+        embedded = choice.threestudio is None
+        words = [*_within(vram, config, overrides or [], embedded), *(overrides or [])]
+        folder = launch_on(choice, chosen[0], config, words, device=device, gpu=gpu, say=typer.echo)
         typer.echo(f"trial: {folder}")
+
+
+@app.command(
+    epilog="Examples: threestudio-eeg batch test.safetensors --config phantom/eeg.yaml "
+    "--out outputs/batch --workers 2 · threestudio-eeg batch test.safetensors --config "
+    "phantom/eeg.yaml --out outputs/batch --device cuda --together 8 --objects "
+    "recording/objects.json · threestudio-eeg batch list.txt --config eeg-prolificdreamer.yaml "
+    "--out /shared/batch --engine ray --ray-address auto --gpus-per-trial 0.5 --device cuda"
+)
+def batch(
+    trials: Annotated[
+        Path, typer.Argument(help="Conditioning file, or a list with FILE [TRIAL] a line.")
+    ],
+    config: Annotated[
+        list[Path],
+        typer.Option(help="YAML file or shipped name; later ones are laid over earlier ones."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for objects and table; also to go on in.")],
+    overrides: Annotated[Words, typer.Argument(help="key=value, as in launch.")] = None,
+    trial: Annotated[
+        Words, typer.Option(help="Only this row or id; may be given again. Default all.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local (this machine) or ray.")] = "local",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes side by side; with ray, 0 is all there is room.")
+    ] = 1,
+    together: Annotated[
+        int, typer.Option(min=1, help="Objects in one process that share the guidance's calls.")
+    ] = 1,
+    retries: Annotated[int, typer.Option(min=0, help="Further attempts after a failure.")] = 1,
+    device: Annotated[str, DEVICE] = "auto",
+    gpus_per_trial: Annotated[
+        float, typer.Option(help="Share of a GPU that a process takes, with ray on CUDA.")
+    ] = 1.0,
+    ray_address: Annotated[
+        OptionalText, typer.Option(help="Of a Ray cluster, or auto; default one started here.")
+    ] = None,
+    objects: Annotated[
+        OptionalPath, typer.Option(help="objects.json of a phantom recording: adds figures.")
+    ] = None,
+    judge: Annotated[
+        OptionalPath, typer.Option(help="Judge folder; default the one that ships.")
+    ] = None,
+    vram: Annotated[OptionalFloat, VRAM] = None,
+) -> None:
+    """Objects of many trials: queue, retries, one table. The same command goes on after Ctrl-C.
+
+    Runs on the embedded host. Exits with 1 when an object is missing in the end.
+    """
+    with one_line_errors():
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        from eeg_encoder.training import resolve_device
+
+        from .batch.command import BatchOptions, run_batch
+        from .batch.table import markdown
+
+        _embedded_host()
+        if engine == "local" and workers < 1:
+            raise InputError("command line", "--workers", workers, "1 or more with --engine local")
+        options = BatchOptions(
+            source=trials,
+            configs=tuple(config),
+            out=out,
+            trials=tuple(trial or ()),
+            overrides=tuple(overrides or ()),
+            engine=engine,
+            workers=workers,
+            together=together,
+            retries=retries,
+            device=resolve_device(device),
+            gpus_per_trial=gpus_per_trial,
+            ray_address=ray_address,
+            objects=objects,
+            judge=judge,
+            vram=vram,
+        )
+        rows = run_batch(options, typer.echo)
+        Console().print(Markdown(markdown(rows)))
+        made = sum(row["status"] == "done" for row in rows)
+        typer.echo(f"{made} of {len(rows)} objects: {out / 'results.csv'}")
+        if made < len(rows):
+            raise typer.Exit(1)
 
 
 @app.command(epilog="Example: threestudio-eeg link threestudio")
@@ -434,6 +524,79 @@ def compare(
             typer.echo(f"{name}: {path}")
 
 
+@app.command(
+    epilog="Examples: threestudio-eeg report outputs/demo --text outputs/text/mug · "
+    "threestudio-eeg report outputs --index"
+)
+def report(
+    run: Annotated[Path, typer.Argument(help="Trial folder, the demo's, or with --index any.")],
+    text: Annotated[OptionalPath, typer.Option(help="Trial folder of the text baseline.")] = None,
+    index: Annotated[
+        bool, typer.Option("--index", help="Write index.html: a card for every run below.")
+    ] = False,
+    recording: Annotated[
+        OptionalPath,
+        typer.Option(help="Recording folder, for stimulus and EEG; default the demo's."),
+    ] = None,
+    encoder: Annotated[
+        OptionalPath, typer.Option(help="EEG encoder's folder, for the saliency.")
+    ] = None,
+    out: Annotated[OptionalPath, typer.Option(help="Default the trial folder.")] = None,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """One self-contained page about a run, or an index of a folder of runs."""
+    with one_line_errors():
+        if index:
+            from .report.index import write_index
+
+            typer.echo(f"index: {write_index(run)}")
+            return
+        from eeg_encoder.training import resolve_device
+
+        _embedded_host()
+        from .report.run import ReportOptions, report_run
+
+        options = ReportOptions(run, text, recording, encoder, out, device=resolve_device(device))
+        typer.echo(f"report: {report_run(options)}")
+
+
+@app.command(
+    epilog="Examples: threestudio-eeg view outputs/demo · threestudio-eeg view outputs/nerf/mug "
+    "outputs/splats/mug --port 8090"
+)
+def view(
+    runs: Annotated[list[Path], typer.Argument(help="Trial folders to choose from.")],
+    conditioning: Annotated[
+        OptionalPath,
+        typer.Option(help="Offer the trials of this file: runs beside the first, made from it."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Orbit a run's object in the browser, live while it trains (needs the extra *viewer*)."""
+    with one_line_errors():
+        import threading
+
+        from eeg_encoder.training import resolve_device
+
+        _embedded_host()
+        from .report.material import trial_folder
+        from .viewer.fields import trials_of
+        from .viewer.server import Viewer
+
+        folders = [trial_folder(run) for run in runs]
+        trials: dict[str, Path | None] = {str(folder): folder for folder in folders}
+        if conditioning is not None:
+            trials |= trials_of(conditioning, folders[0])
+        viewer = Viewer(trials, host=host, port=port, device=resolve_device(device))
+        typer.echo(f"http://{host}:{port} (Ctrl-C ends)")
+        try:
+            threading.Event().wait()
+        finally:
+            viewer.close()
+
+
 @phantom.command(
     "recording",
     epilog="Example: threestudio-eeg phantom recording --out recording --train 100 --val 10 "
@@ -633,6 +796,26 @@ def phantom_judge_prior(
             )
             shares = ", ".join(f"{name} {share:.3f}" for name, share in right.items())
             typer.echo(f"{protocol}: {shares} of {number}")
+
+
+def _within(
+    vram: float | None, configs: list[Path], overrides: list[str], embedded: bool = True
+) -> list[str]:
+    """Overrides that keep an experiment within a budget, said aloud; none without a budget."""
+    if vram is None:
+        return []
+    from .acceleration.budget import settings_for_experiment
+    from .builtin.config import load_config
+    from .experiments import experiment_config
+
+    files = [experiment_config(path) for path in configs]
+    chosen = settings_for_experiment(load_config(*files, cli_args=overrides), vram)
+    typer.echo(chosen.describe())
+    words = chosen.arguments()
+    if not embedded:  # threestudio's renderers have no chunks in training
+        words = [word for word in words if "train_chunk_size" not in word]
+    typer.echo(" ".join(words))
+    return words
 
 
 def _embedded_host() -> None:

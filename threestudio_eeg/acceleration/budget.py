@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from eeg_encoder.errors import InputError
@@ -28,6 +30,13 @@ RENDER_CHUNK, RENDER_CHUNKED_GB = 1 << 18, 1.0
 MIN_CHUNK, MAX_CHUNK = 20_000, 1_000_000
 POINT_BYTES = 2_000
 """Memory of a point in an evaluation render: encoding, networks and compositing, roughly."""
+
+
+SAMPLE_BYTES, SHARE_ALIVE = 600, 0.25
+"""What a training render keeps of a sample for its backward pass, and the share of samples that the
+occupancy grid leaves: rough allowances."""
+
+MIN_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,8 @@ def settings_for(
     image_size: int = 512,
     render_gb: float = 3.0,
     lora: bool = True,
+    weights_gb: float = WEIGHTS_GB,
+    chunks: bool = True,
 ) -> Settings:
     """Return the fastest settings whose expected peak fits ``vram_gb``.
 
@@ -104,16 +115,20 @@ def settings_for(
         What rendering with its graph takes at the run's own resolution and samples.
     lora
         VSD; without it SDS, which has no LoRA to train.
+    weights_gb
+        U-Net, VAE and LoRA; the default is Stable Diffusion 1.5's in half precision.
+    chunks
+        The renderer can train in chunks.
 
     Raises
     ------
     InputError
         When not even the leanest settings fit.
     """
-    for choice in _CHOICES:
-        needed = _expected_gb(choice, batch * (image_size / 512) ** 2, render_gb, lora)
+    for choice in (c if chunks else replace(c, chunk_render=False) for c in _CHOICES):
+        needed = _expected_gb(choice, batch * (image_size / 512) ** 2, render_gb, lora, weights_gb)
         if needed <= vram_gb:
-            return _settings(choice, needed, vram_gb, batch, lora)
+            return _settings(choice, needed, vram_gb - RESERVE_GB - weights_gb, batch, lora)
     raise InputError(
         "vram",
         "gigabytes",
@@ -123,7 +138,9 @@ def settings_for(
     )
 
 
-def _expected_gb(choice: _Choice, views: float, render_gb: float, lora: bool) -> float:
+def _expected_gb(
+    choice: _Choice, views: float, render_gb: float, lora: bool, weights_gb: float
+) -> float:
     """Peak of a step; the LoRA's pass follows the VAE's backward pass and takes its place."""
     vae = (VAE_CHECKPOINTED_GB if choice.checkpoint_vae else VAE_GB) * views
     trained = (LORA_CHECKPOINTED_GB if choice.checkpoint_unet else LORA_GB) * views
@@ -132,12 +149,11 @@ def _expected_gb(choice: _Choice, views: float, render_gb: float, lora: bool) ->
     guidance = max(vae + max(scores, again), trained + FORWARD_GB * views if lora else 0.0)
     render = min(render_gb, RENDER_CHUNKED_GB) if choice.chunk_render else render_gb
     together = guidance + render if choice.graphs else max(guidance + render / 2, render)
-    return RESERVE_GB + WEIGHTS_GB + together
+    return RESERVE_GB + weights_gb + together
 
 
-def _settings(choice: _Choice, needed: float, vram_gb: float, batch: int, lora: bool) -> Settings:
-    free = max(vram_gb - RESERVE_GB - WEIGHTS_GB, 0.0)
-    chunk = int(min(max(free * 2**30 / 4 / POINT_BYTES, MIN_CHUNK), MAX_CHUNK))
+def _settings(choice: _Choice, needed: float, free_gb: float, batch: int, lora: bool) -> Settings:
+    chunk = int(min(max(max(free_gb, 0.0) * 2**30 / 4 / POINT_BYTES, MIN_CHUNK), MAX_CHUNK))
     overrides: dict[str, Any] = {
         "system.guidance.acceleration": "auto" if choice.graphs else "none",
         "system.guidance.checkpoint_vae": choice.checkpoint_vae,
@@ -150,3 +166,104 @@ def _settings(choice: _Choice, needed: float, vram_gb: float, batch: int, lora: 
     if overrides["system.guidance.vae_slicing"]:
         reasons.append("pictures are encoded one at a time")
     return Settings(overrides, needed, reasons)
+
+
+def settings_for_experiment(config: Any, vram_gb: float, *, together: int = 1) -> Settings:
+    """Return the fastest settings of an experiment that fit a card's memory.
+
+    When not even the leanest fit at the experiment's own resolution, the renders' last resolution
+    is halved until they do; the guidance looks at pictures of the pipeline's size all the same.
+
+    Parameters
+    ----------
+    config
+        As ``load_config`` returns it, for the embedded host or threestudio.
+    vram_gb
+        Memory that the run may take.
+    together
+        Objects side by side in the one process.
+
+    Raises
+    ------
+    InputError
+        When nothing fits.
+    """
+    guidance, data = config.system.guidance, config.data
+    pipeline = Path(_pipeline(str(guidance.get("pretrained_model_name_or_path", "phantom"))))
+    lora = "vsd" in str(config.system.guidance_type)
+    batch = together * max(_stages(data.get("batch_size", 1)))
+    common: dict[str, Any] = {
+        "chunks": config.system.renderer_type == "nerf-volume-renderer",
+        "batch": batch,
+        "image_size": _picture_side(pipeline),
+        "lora": lora,
+        "weights_gb": _weights_gb(pipeline, bool(guidance.get("half_precision_weights", True))),
+    }
+    sides = [_stages(data.get(name, 64)) for name in ("width", "height")]
+    samples = int(config.system.renderer.get("num_samples_per_ray", 512))
+    while True:
+        pixels = max(w * h for w, h in zip(*sides, strict=True))
+        render_gb = batch * pixels * samples * SAMPLE_BYTES * SHARE_ALIVE / 2**30
+        try:
+            chosen = settings_for(vram_gb, render_gb=render_gb, **common)
+        except InputError:
+            if max(map(max, sides)) <= MIN_SIDE:
+                raise
+            sides = [[max(min(side, max(of) // 2), MIN_SIDE) for side in of] for of in sides]
+            continue
+        return _of_experiment(chosen, config, sides)
+
+
+def _of_experiment(chosen: Settings, config: Any, sides: Sequence[Sequence[int]]) -> Settings:
+    """Leave out what the experiment's parts do not have; add a resolution that was lowered."""
+    overrides, reasons = dict(chosen.overrides), list(chosen.reasons)
+    if config.system.renderer_type != "nerf-volume-renderer":
+        overrides = {k: v for k, v in overrides.items() if not k.startswith("system.renderer.")}
+        reasons = [reason for reason in reasons if not reason.startswith("evaluation renders")]
+    if not str(config.system.guidance_type).startswith("eeg-"):
+        overrides = {k: v for k, v in overrides.items() if not k.startswith("system.guidance.")}
+    for name, side in zip(("width", "height"), sides, strict=True):
+        if side != _stages(config.data.get(name, 64)):
+            overrides[f"data.{name}"] = side if len(side) > 1 else side[0]
+            reasons.append(f"renders lowered to a {name} of {side[-1]} pixels")
+    return replace(chosen, overrides=overrides, reasons=reasons)
+
+
+def _stages(value: Any) -> list[int]:
+    return [int(value)] if isinstance(value, int) else [int(item) for item in value]
+
+
+def _pipeline(name: str) -> str:
+    from ..pipeline import pipeline_folder
+
+    try:
+        return str(pipeline_folder(name))
+    except InputError:
+        return name
+
+
+def _picture_side(pipeline: Path) -> int:
+    """Side of the VAE's pictures: the U-Net's latents times what the VAE shrinks by."""
+    import json
+
+    try:
+        unet = json.loads((pipeline / "unet" / "config.json").read_text(encoding="utf-8"))
+        vae = json.loads((pipeline / "vae" / "config.json").read_text(encoding="utf-8"))
+        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError):
+        return 512
+
+
+def _weights_gb(pipeline: Path, half: bool) -> float:
+    """U-Net and VAE by the numbers in their files; Stable Diffusion 1.5's where there are none."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    count = 0
+    for part in ("unet", "vae"):
+        files = sorted((pipeline / part).glob("*.safetensors"))
+        for file in files[:1]:
+            with safe_open(file, "pt") as content:
+                count += sum(prod(content.get_slice(key).get_shape()) for key in content.keys())  # noqa: SIM118
+    return count * (2 if half else 4) / 2**30 if count else WEIGHTS_GB

@@ -9,7 +9,7 @@ import shlex
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,7 @@ def launch(
     *,
     device: Literal["cpu", "cuda", "auto"] = "auto",
     quiet: bool = False,
+    on_step: Callable[[int], None] | None = None,
 ) -> Path:
     """Run an experiment on the embedded host and return its trial folder.
 
@@ -80,6 +81,8 @@ def launch(
         ``auto`` takes CUDA where there is one.
     quiet
         Print no progress.
+    on_step
+        Called after each training step with the number of steps done.
 
     Raises
     ------
@@ -104,7 +107,7 @@ def launch(
         system = find(config.system_type)(config.system, resumed=config.resume is not None)
         system.set_save_dir(trial / "save")
         if mode == "train":
-            _train(config, system, data, trial, chosen, quiet)
+            _train(config, system, data, trial, chosen, quiet, on_step)
         else:
             _evaluate(mode, config, system, data, trial, chosen, quiet)
     return trial
@@ -171,13 +174,20 @@ def _write_provenance(trial: Path, config: Any, device: torch.device) -> None:
 
 
 def _train(
-    config: Any, system: Any, data: Any, trial: Path, device: torch.device, quiet: bool
+    config: Any,
+    system: Any,
+    data: Any,
+    trial: Path,
+    device: torch.device,
+    quiet: bool,
+    on_step: Callable[[int], None] | None = None,
 ) -> None:
     max_steps = config.trainer.get("max_steps")
     if not isinstance(max_steps, int) or max_steps < 1:
         raise InputError("config", "trainer.max_steps", max_steps, "a positive number of steps")
     stop = StopAfterStep(trial / "ckpts" / "last.ckpt")
-    trainer = _trainer(config, system, trial, device, quiet, [_checkpoints(config, trial), stop])
+    callbacks = [_checkpoints(config, trial), stop, *([StepReport(on_step)] if on_step else [])]
+    trainer = _trainer(config, system, trial, device, quiet, callbacks)
     data.setup("fit")
     if config.resume is not None:
         _load_weights(system, config.resume)
@@ -335,6 +345,16 @@ class StopAfterStep(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if not self.asked:
             trainer.save_checkpoint(self.path)
+
+
+class StepReport(pl.Callback):
+    """Tells a function how many training steps are done."""
+
+    def __init__(self, on_step: Callable[[int], None]) -> None:
+        self._on_step = on_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        self._on_step(trainer.global_step)
 
 
 class TrainingBar(RichProgressBar):

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eeg_encoder.errors import InputError
+from threestudio_eeg.acceleration.budget import settings_for_experiment
+from threestudio_eeg.builtin.config import load_config
+from threestudio_eeg.experiments import experiment_config
+
+SD = tuple(
+    f"system.{part}.pretrained_model_name_or_path=somebody/stable-diffusion"
+    for part in ("guidance", "prompt_processor")
+)
+
+
+def experiment(name: str, *words: str) -> Any:
+    conditioning = "system.prompt_processor.conditioning=x.safetensors"
+    return load_config(experiment_config(Path(name)), cli_args=[conditioning, *words])
+
+
+def test_less_memory_never_gives_more_expected() -> None:
+    config = experiment("eeg-prolificdreamer.yaml", *SD)
+    needed = [settings_for_experiment(config, gb).needed_gb for gb in (80, 24, 16, 10, 8)]
+    assert needed == sorted(needed, reverse=True)
+    assert all(n <= gb for n, gb in zip(needed, (80, 24, 16, 10, 8), strict=True))
+
+
+def test_small_cards_get_checkpoints_and_the_reason() -> None:
+    chosen = settings_for_experiment(experiment("eeg-prolificdreamer.yaml", *SD), 8)
+    assert chosen.overrides["system.guidance.checkpoint_vae"] is True
+    assert "VAE" in chosen.describe()
+    assert "system.guidance.checkpoint_vae=true" in chosen.arguments()
+
+
+def test_the_phantom_fits_a_small_card_as_it_is() -> None:
+    chosen = settings_for_experiment(experiment("phantom/eeg.yaml"), 4)
+    assert chosen.overrides["system.guidance.checkpoint_vae"] is False
+    assert not any(key.startswith("data.") for key in chosen.overrides)
+
+
+def test_objects_together_need_more() -> None:
+    config = experiment("phantom/eeg.yaml")
+    one, eight = (settings_for_experiment(config, 40, together=k).needed_gb for k in (1, 8))
+    assert eight > one
+
+
+def test_a_resolution_that_does_not_fit_is_lowered_on_representations_without_chunks() -> None:
+    config = experiment(
+        "eeg-prolificdreamer.yaml", *SD, "system.renderer_type=neus-volume-renderer"
+    )
+    chosen = settings_for_experiment(config, 8)
+    assert not any(key.startswith("system.renderer.") for key in chosen.overrides)
+    assert max(chosen.overrides["data.width"]) < 512
+    assert any("lowered" in reason for reason in chosen.reasons)
+
+
+def test_nothing_fits_a_gigabyte() -> None:
+    with pytest.raises(InputError, match="at least"):
+        settings_for_experiment(experiment("eeg-prolificdreamer.yaml", *SD), 1)
