@@ -200,7 +200,7 @@ def settings_for_experiment(config: Any, vram_gb: float, *, together: int = 1) -
         "weights_gb": _weights_gb(pipeline, bool(guidance.get("half_precision_weights", True))),
     }
     sides = [_stages(data.get(name, 64)) for name in ("width", "height")]
-    samples = int(config.system.renderer.get("num_samples_per_ray", 512))
+    samples = int((config.system.get("renderer") or {}).get("num_samples_per_ray", 512))
     while True:
         pixels = max(w * h for w, h in zip(*sides, strict=True))
         render_gb = batch * pixels * samples * SAMPLE_BYTES * SHARE_ALIVE / 2**30
