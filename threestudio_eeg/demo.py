@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from eeg_encoder.errors import InputError
 from eeg_encoder.files import writable_folder, write_json
 
@@ -280,13 +278,22 @@ def _look(
 
 
 def _report(demo: Demo, recording: Any, conditioning: Path, options: DemoOptions) -> None:
-    from eeg_encoder.recordings.perceivelab import picture_path
+    from eeg_encoder.recordings.perceivelab import load_perceivelab, picture_path
 
     from .evaluation.objects import true_mesh
     from .report import write_report
+    from .report.material import average_response, encoder_saliency, latest_curves
 
     truth = demo.truth
-    curves = sorted(demo.run.glob("csv_logs/*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    trials = load_perceivelab(recording.trials)
+    names = [instance.stimulus for instance in recording.instances]
+    saliency = encoder_saliency(
+        trials,
+        truth.stimulus,
+        options.encoder or shipped_encoder(),
+        recording.embeddings[names.index(truth.stimulus)],
+        device=demo.metrics["run"]["device"],
+    )
     views = sorted(p for p in demo.files["views"].glob("*.png") if p.stem.isdigit())
     write_report(
         demo.folder,
@@ -294,29 +301,15 @@ def _report(demo: Demo, recording: Any, conditioning: Path, options: DemoOptions
         subtitle="An object from simulated EEG: what was seen, what was recorded, what came out.",
         seen=truth.caption,
         stimulus=picture_path(recording.pictures, truth.stimulus),
-        eeg=average_response(recording, truth.stimulus),
+        eeg=average_response(trials, truth.stimulus, what="simulated trials"),
+        saliency=saliency,
         views=views,
         mesh=demo.mesh,
         truth=true_mesh(truth),
         metrics=demo.metrics,
         provenance=_provenance(demo, conditioning, options),
-        curves=curves[-1] if curves else None,
+        curves=latest_curves(demo.run),
     )
-
-
-def average_response(recording: Any, stimulus: str) -> dict[str, Any]:
-    """Mean over the trials of one stimulus, for the report: signals (C, T) in volts."""
-    from eeg_encoder.recordings.perceivelab import WINDOW, load_perceivelab
-
-    trials = load_perceivelab(recording.trials)
-    own = trials.select(np.flatnonzero(trials.stimuli == stimulus))
-    return {
-        "signals": own.signals.mean(axis=0),
-        "channels": own.channels,
-        "sfreq": own.sfreq,
-        "tmin": WINDOW[0] / own.sfreq,
-        "description": f"mean of {len(own)} simulated trials",
-    }
 
 
 def _provenance(demo: Demo, conditioning: Path, options: DemoOptions) -> dict[str, Any]:
@@ -325,6 +318,7 @@ def _provenance(demo: Demo, conditioning: Path, options: DemoOptions) -> dict[st
     from .evaluation.runs import run_record
 
     run = json.loads((demo.run / "provenance.json").read_text(encoding="utf-8"))
+    record = run_record(demo.run)
     return {
         "command": " ".join(["threestudio-eeg", *sys.argv[1:]]),
         "seed": options.seed,
@@ -332,7 +326,8 @@ def _provenance(demo: Demo, conditioning: Path, options: DemoOptions) -> dict[st
         "commit": run["commit"],
         "device": run["device"],
         "packages": run["packages"],
-        "conditioning": run_record(demo.run),
+        "conditioning_sha256": record.get("conditioning_sha256"),
+        "conditioning": record,
         "config": (demo.run / "configs" / "parsed.yaml").read_text(encoding="utf-8"),
     }
 

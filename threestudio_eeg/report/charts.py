@@ -117,8 +117,8 @@ def butterfly(
     return "".join(parts)
 
 
-def line_chart(x: np.ndarray, y: np.ndarray, *, title: str) -> str:
-    """One small curve with its range on the axes; x and y are (T,), finite."""
+def line_chart(x: np.ndarray, y: np.ndarray, *, title: str, unit: str = "") -> str:
+    """One small curve with its range on the axes; x in steps, or ``unit``; both (T,)."""
     width, left, right, top, bottom = 320, 46, 8, 12, 128
     keep = thin(y, 240)
     x, y = x[keep], y[keep]
@@ -129,6 +129,7 @@ def line_chart(x: np.ndarray, y: np.ndarray, *, title: str) -> str:
     reach = max(float(x[-1] - x[0]), 1e-9)
     across = left + (x - x[0]) / reach * (width - left - right)
     down = bottom - (y - low) / span * (bottom - top)
+    end = f"{number(float(x[-1]))} {unit}" if unit else f"step {number_of_steps(float(x[-1]))}"
     label = f"{title}: from {number(float(y[0]))} to {number(float(y[-1]))}"
     return "".join(
         [
@@ -139,7 +140,7 @@ def line_chart(x: np.ndarray, y: np.ndarray, *, title: str) -> str:
             _text(left - 6, top + 4, number(low + span), "end"),
             _text(left - 6, bottom + 4, number(low), "end"),
             _text(left, bottom + 17, number(float(x[0])), "start"),
-            _text(width - right, bottom + 17, f"step {number_of_steps(float(x[-1]))}", "end"),
+            _text(width - right, bottom + 17, end, "end"),
             f'<path class="power" d="{_path(across, down)}"/></svg>',
         ]
     )

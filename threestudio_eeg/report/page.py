@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,20 +12,19 @@ from typing import Any
 
 import numpy as np
 import trimesh
-from PIL import Image
 
 from eeg_encoder.errors import InputError
 from eeg_encoder.files import whole_file, writable_folder
 
 from ..evaluation.shape import load_mesh
-from ..evaluation.views import open_picture
 from . import charts
 from .curves import read_curves
 from .figures import Figure, headline_figures, read_figures
 from .geometry import MAX_FACES, pack_mesh
+from .looked import looked
+from .pictures import beside, data_uri, picture
 
 MOST_VIEWS = 12
-VIEW_PIXELS = 384
 
 
 class _Page(Template):
@@ -48,6 +45,8 @@ def write_report(
     provenance: Mapping[str, Any],
     curves: str | Path | None = None,
     compare: Sequence[tuple[str, Any]] | Mapping[str, Any] | None = None,
+    baselines: Sequence[tuple[str, Sequence[Any]]] = (),
+    saliency: Mapping[str, Any] | None = None,
     truth: str | Path | trimesh.Trimesh | None = None,
     subtitle: str = "",
     seen: str = "",
@@ -81,7 +80,12 @@ def write_report(
     curves
         Lightning's ``metrics.csv``.
     compare
-        (label, picture) pairs beside the object: a text-to-3D baseline, the shuffled control.
+        (label, picture) pairs beside the object: a sheet, the shuffled control.
+    baselines
+        (label, views) of other objects for the same stimulus, such as the text baseline, to
+        stand under this one's beside the stimulus.
+    saliency
+        See `looked.looked`. None leaves the section out.
 
     Returns
     -------
@@ -99,6 +103,8 @@ def write_report(
     simulated = any(figure.simulated for group in groups.values() for figure in group)
     sections = [
         ("recording", "The recording", "" if eeg is None else _recording(eeg)),
+        ("saliency", "What the encoder used", "" if saliency is None else looked(saliency)),
+        ("beside", "Beside what was seen", beside(stimulus, [("This object", views), *baselines])),
         ("views", "From every side", _views(views)),
         ("figures", "The figures", _figures(groups)),
         ("compare", "Beside others", _comparison(compare)),
@@ -149,31 +155,13 @@ def _badge() -> str:
     )
 
 
-def _data_uri(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
-
-
-def _picture(picture: Any, alt: str, *, pixels: int = VIEW_PIXELS, lazy: bool = True) -> str:
-    """An ``<img>`` with the picture inside; small ones are enlarged smoothly to ``pixels``."""
-    image = open_picture(picture)
-    ratio = pixels / max(image.size)
-    size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
-    resized = image.resize(size, Image.Resampling.LANCZOS) if size != image.size else image
-    stream = io.BytesIO()
-    resized.save(stream, format="PNG", optimize=True)
-    return (
-        f'<img src="{_data_uri(stream.getvalue())}" alt="{escape(alt, quote=True)}" '
-        f'width="{size[0]}" height="{size[1]}"{" loading=lazy" if lazy else ""}>'
-    )
-
-
 def _seen(stimulus: Any, seen: str) -> str:
     if stimulus is None:
         return ""
     alt = f"The picture the person saw: {seen}" if seen else "The picture the person saw"
     words = f" <em>{escape(seen)}</em>" if seen else ""
     return (
-        f'<figure class="card seen">{_picture(stimulus, alt, lazy=False)}'
+        f'<figure class="card seen">{picture(stimulus, alt, lazy=False)}'
         f"<figcaption><b>Seen</b>{words}</figcaption></figure>"
     )
 
@@ -283,7 +271,7 @@ def _recording(eeg: Mapping[str, Any]) -> str:
 
 def _map_row(maps: Sequence[bytes], times: Sequence[float], limit: float, montage: str) -> str:
     figures = "".join(
-        f'<figure><img src="{_data_uri(content)}" width="264" height="264" loading="lazy" '
+        f'<figure><img src="{data_uri(content)}" width="264" height="264" loading="lazy" '
         f'alt="Potential over the head at {time:.0f} ms, nose up">'
         f"<figcaption>{time:.0f} ms</figcaption></figure>"
         for content, time in zip(maps, times, strict=True)
@@ -309,7 +297,7 @@ def _views(views: Sequence[Any]) -> str:
         caption = f"{angle:.0f}°{' · ' + name if name else ''}"
         alt = f"The object from azimuth {angle:.0f} degrees{', ' + name if name else ''}"
         cells.append(
-            f'<figure class="card view">{_picture(views[index], alt)}'
+            f'<figure class="card view">{picture(views[index], alt)}'
             f"<figcaption>{caption}</figcaption></figure>"
         )
     return f'<div class="views">{"".join(cells)}</div>'
@@ -348,9 +336,9 @@ def _comparison(compare: Sequence[tuple[str, Any]] | Mapping[str, Any] | None) -
         return ""
     pairs = compare.items() if isinstance(compare, Mapping) else compare
     cells = "".join(
-        f'<figure class="card">{_picture(picture, label)}'
+        f'<figure class="card">{picture(shown, label)}'
         f"<figcaption>{escape(label)}</figcaption></figure>"
-        for label, picture in pairs
+        for label, shown in pairs
     )
     return f'<div class="views compare">{cells}</div>'
 
