@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -79,7 +80,8 @@ def test_experiments_are_accepted(words, monkeypatch):
     def launch_on(chosen, mode, configs, overrides, **options):
         given.update(mode=mode, configs=configs, overrides=overrides)
 
-    monkeypatch.setattr(choice, "choose_host", lambda asked, path: (asked, path))
+    upstream = SimpleNamespace(threestudio="a checkout")
+    monkeypatch.setattr(choice, "choose_host", lambda asked, path: upstream)
     monkeypatch.setattr(command, "launch_on", launch_on)
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output

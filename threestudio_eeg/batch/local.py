@@ -9,7 +9,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, cast
 
 from .jobs import Job, Settings, packed, work_on
 
@@ -59,14 +59,15 @@ class LocalEngine:
         """Jobs that ended within so many seconds; None for one whose process died."""
         busy = {w.connection: s for s, w in self._workers.items() if w.job is not None}
         done: list[tuple[Job, list[dict[str, Any]] | None]] = []
-        for connection in wait(list(busy), seconds):
-            worker = self._workers[busy[connection]]  # type: ignore[index]
+        for ready in wait(list(busy), seconds):
+            slot = busy[cast(Connection, ready)]
+            worker = self._workers[slot]
             job, worker.job = worker.job, None
             assert job is not None
             try:
                 done.append((job, worker.connection.recv()))
             except (EOFError, OSError):
-                del self._workers[busy[connection]]  # type: ignore[arg-type]
+                del self._workers[slot]
                 worker.process.join()
                 done.append((job, None))
         return done

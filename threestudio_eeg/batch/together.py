@@ -183,8 +183,8 @@ class Together:
             data,
             Stream(self.device),
             iter(()),
-            None,
             None,  # type: ignore[arg-type]
+            None,
         )
 
     def _check(self, config: Any, system: Any) -> None:
