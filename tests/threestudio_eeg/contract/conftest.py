@@ -55,7 +55,7 @@ def outcomes_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Any:
     if not os.environ.get(ROOT):
         pytest.skip(f"{ROOT} names no checkout of threestudio")
     report = tmp_path_factory.mktemp("upstream") / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-m", "upstream", str(Path(__file__).parent)]
+    command = [sys.executable, "-m", "pytest", "-n0", "-m", "upstream", str(Path(__file__).parent)]
     done = subprocess.run(
         [*command, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"],
         cwd=REPOSITORY,
