@@ -68,7 +68,7 @@ def evaluate(
     train_embeddings, train_labels
         (M, P) and (M,): the training pictures. Their mean is subtracted from everything.
     n_categories
-        K
+        Categories that labels can name; only those with training pictures are answers.
     seed
         Of the shuffle.
     protocol
@@ -91,14 +91,15 @@ def evaluate(
     target = targets([str(name) for name in stimuli], ids)
     truth = torch.from_numpy(np.asarray(labels, dtype=np.int64))
     train_truth = torch.from_numpy(np.asarray(train_labels, dtype=np.int64))
-    centres = category_centres(train_embeddings, train_truth, n_categories) - mean
+    known = torch.unique(train_truth)
+    centres = category_centres(train_embeddings, train_truth, n_categories)[known] - mean
 
     def score(embeddings: Tensor) -> dict[str, Any]:
         scores = similarities(embeddings, pictures)
         return {
             "retrieval": retrieval(scores, target, kind=gallery_kind),
             "n_way": n_way(scores, target),
-            "category_top1": nearest_category(embeddings, centres, truth),
+            "category_top1": nearest_category(embeddings, centres, truth, known),
             "category_nearest_picture": nearest_category(
                 embeddings, train_embeddings - mean, truth, train_truth
             ),
@@ -110,8 +111,8 @@ def evaluate(
     return {
         "tier": "inductive",
         "trials": len(found),
-        "categories": n_categories,
-        "chance_category_top1": 1 / n_categories,
+        "categories": len(known),
+        "chance_category_top1": 1 / len(known),
         "eeg": score(eeg),
         "shuffled": score(eeg[order]),
         "transductive": {

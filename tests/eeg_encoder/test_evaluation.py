@@ -121,6 +121,17 @@ def shifted_world(n: int = 40, p: int = 16):
     return found + 3.0 * gallery[0], gallery, torch.arange(n)
 
 
+def test_categories_without_training_pictures_are_no_answers():
+    """Their mean would be nothing, which after centring is near whatever is unlike the rest."""
+    pictures = torch.eye(8)[:4] + 0.5
+    labels = np.array([0, 1, 6, 7])
+    gallery = {str(n): picture for n, picture in enumerate(pictures)}
+    weak = 0.2 * pictures
+    result = evaluate(weak, list(gallery), labels, gallery, pictures, labels, n_categories=40)
+    assert result["eeg"]["category_top1"] == 1.0
+    assert (result["categories"], result["chance_category_top1"]) == (4, 0.25)
+
+
 @pytest.mark.parametrize("name", ["whitened", "csls", "assigned"])
 def test_transductive_tiers_use_the_test_set(name):
     found, gallery, target = shifted_world()
