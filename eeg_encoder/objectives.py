@@ -153,8 +153,7 @@ def masked_patch_mse(drawn: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     hidden
         (B, n) bool.
     """
-    error = ((drawn.float() - target.float()) ** 2).mean(dim=2)
-    return (error * hidden).sum() / hidden.sum().clamp_min(1)
+    return masked_mse(drawn.transpose(1, 2), target.transpose(1, 2), hidden)
 
 
 def merl_stage_2(

@@ -78,8 +78,15 @@ class Pretrained:
         InputError
             When the recording does not fit the preprocessing.
         """
-        signals = torch.from_numpy(self.preprocessing(trials))
-        subjects = torch.from_numpy(trials.subjects)
+        return self._regress(*self._signals(trials), device, batch)
+
+    def _signals(self, trials: TrialSet) -> tuple[Tensor, Tensor]:
+        """Preprocessed signals (N, C, T) and subjects (N,)."""
+        return torch.from_numpy(self.preprocessing(trials)), torch.from_numpy(trials.subjects)
+
+    def _regress(
+        self, signals: Tensor, subjects: Tensor, device: str | torch.device, batch: int = 256
+    ) -> Tensor:
         self.encoder.eval().to(device)
         parts = [
             F.normalize(self.encoder(s.to(device), n.to(device)).float(), dim=1).cpu()
@@ -107,16 +114,21 @@ class Pretrained:
         InputError
             When the recording does not fit the preprocessing.
         """
-        found = self.embed(trials, device=device)
-        return self.recall(found, self.weigh(trials, averaged))
+        signals, subjects = self._signals(trials)
+        found = self._regress(signals, subjects, device)
+        return self.recall(found, self._weigh(signals, subjects, averaged))
 
     @torch.no_grad()
     def weigh(self, trials: TrialSet, averaged: Tensor) -> Tensor | None:
         """Log-likelihood (N, M) of every remembered picture; None without evidence."""
         if self.evidence is None or self.memory is None:
             return None
-        signals = torch.from_numpy(self.preprocessing(trials))
-        subjects, pictures = torch.from_numpy(trials.subjects), self.memory.pictures.cpu()
+        return self._weigh(*self._signals(trials), averaged)
+
+    def _weigh(self, signals: Tensor, subjects: Tensor, averaged: Tensor) -> Tensor | None:
+        if self.evidence is None or self.memory is None:
+            return None
+        pictures = self.memory.pictures.cpu()
         return self.evidence.cpu()(signals, subjects, averaged.float(), pictures)
 
     @torch.no_grad()
@@ -153,8 +165,7 @@ class Pretrained:
         """
         if self.context is None:
             raise InputError("encoder", "context head", "none", "one, from eeg-encoder condition")
-        signals = torch.from_numpy(self.preprocessing(trials))
-        subjects = torch.from_numpy(trials.subjects)
+        signals, subjects = self._signals(trials)
         self.encoder.eval().to(device)
         self.context.eval().to(device)
         parts = [

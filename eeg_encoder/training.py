@@ -240,9 +240,11 @@ def _balance(
     alone, pictures = pretrained.memory, pretrained.memory.pictures
     best = alone.nearness(found, target)
     chosen = None
+    evidence.temperature = 1.0
+    plain = pretrained.weigh(trials, counts)
+    assert plain is not None
     for temperature in TEMPERATURES:
-        evidence.temperature = temperature
-        weighed = pretrained.weigh(trials, counts)
+        weighed = plain / temperature
         memory = PictureMemory.fitted(pictures, found, target, evidence=weighed)
         nearness = memory.nearness(found, target, weighed)
         if nearness > best:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -63,10 +63,7 @@ def n_way(
 ) -> dict[str, dict[str, float]]:
     r"""n-way top-k accuracy beside its chance level, k / n.
 
-    The published measure draws the n - 1 wrong pictures at random, many times. Its expectation
-    needs no draws: with h of the S - 1 wrong ones ahead of the right one, the number drawn from
-    among those h is hypergeometric, and at most k - 1 of them may be. Half of the ties count as
-    ahead, rounded up.
+    See :func:`among_the_top`. Half of the ties count as ahead, rounded up.
 
     Parameters
     ----------
@@ -81,40 +78,50 @@ def n_way(
     -------
     dict
         ``accuracy`` and ``chance`` by ``"10-way top-1"``.
-
-    References
-    ----------
-    Chen et al., "Seeing beyond the brain" (MinD-Vis), CVPR 2023: n-way top-k over random trials.
     """
     if top < 1:
         raise InputError("n-way accuracy", "top", top, "1 or more")
     ahead, tied = _ahead(scores, target)
     others = scores.shape[1] - 1
-    worse = (ahead + (tied / 2).ceil()).long().tolist()
+    worse = (ahead + (tied / 2).ceil()).cpu().numpy()
     result = {}
     for n in ways:
         if not top < n <= others + 1:
             continue
-        of_rank = {h: _at_most(top - 1, others, h, n - 1) for h in set(worse)}
-        accuracy = sum(of_rank[h] for h in worse) / max(1, len(worse))
+        found = among_the_top(worse, others, ways=n, top=top)
+        accuracy = float(found.mean()) if len(found) else 0.0
         result[f"{n}-way top-{top}"] = {"accuracy": accuracy, "chance": top / n}
     return result
+
+
+def among_the_top(ahead: np.ndarray, others: int, *, ways: int, top: int) -> np.ndarray:
+    """Chance that a right candidate is among the ``top`` of ``ways`` candidates.
+
+    The published measure draws the other ``ways - 1`` candidates at random, many times. Its
+    expectation needs no draws: with h of the wrong ones ahead of the right one, the number drawn
+    from among those h is hypergeometric, and at most ``top - 1`` of them may be.
+
+    Parameters
+    ----------
+    ahead
+        h of each row.
+    others
+        Wrong candidates in all.
+
+    References
+    ----------
+    Chen et al., "Seeing beyond the brain" (MinD-Vis), CVPR 2023: n-way top-k over random trials.
+    """
+    from scipy.stats import hypergeom
+
+    chance: np.ndarray = hypergeom.cdf(top - 1, others, ahead, ways - 1)
+    return chance
 
 
 def _ahead(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """How many others are ahead of the right one, and how many are level with it."""
     own = scores.gather(1, target[:, None])
     return (scores > own).sum(dim=1), (scores == own).sum(dim=1) - 1
-
-
-def _at_most(k: int, population: int, marked: int, drawn: int) -> float:
-    """P(at most k of ``drawn`` are among the ``marked``), hypergeometric."""
-    total = math.comb(population, drawn)
-    ways = sum(
-        math.comb(marked, i) * math.comb(population - marked, drawn - i)
-        for i in range(min(k, marked, drawn) + 1)
-    )
-    return ways / total
 
 
 def targets(stimuli: Sequence[str], gallery: Sequence[str]) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..errors import InputError
 from . import register
 from .base import TokenEncoder
-from .layers import Block, SubjectMixing, random_mask, sincos_positions
+from .layers import Block, SubjectMixing, random_mask, sincos_positions, visible_tokens
 
 
 @register("compact")
@@ -131,7 +131,7 @@ class CompactEncoder(TokenEncoder):
         tokens = self.embed(self.spatial(signals, subject)).transpose(1, 2)
         tokens = tokens + self.positions
         if hidden is not None:
-            tokens = tokens[~hidden].reshape(len(tokens), -1, tokens.shape[2])
+            tokens = visible_tokens(tokens, hidden)
         tokens = torch.cat([self.cls.expand(len(tokens), -1, -1).to(tokens), tokens], dim=1)
         for block in self.blocks:
             tokens = block(tokens)

@@ -17,6 +17,7 @@ from .layers import (
     fourier_places,
     random_mask,
     sincos_positions,
+    visible_tokens,
 )
 
 AXES = ("both", "time")
@@ -184,7 +185,7 @@ class DualTokens(nn.Module):
         grid = grid + self.times.to(grid) + self.place(self.waves.to(grid))[:, None]
         grid = grid.transpose(1, 2)
         if hidden is not None:
-            grid = grid[~hidden].reshape(b, -1, c, grid.shape[3])
+            grid = visible_tokens(grid, hidden)
         for across, along in zip(self.across, self.along, strict=True):
             grid = across(grid.flatten(0, 1)).reshape(grid.shape)
             turned = grid.transpose(1, 2)
@@ -218,7 +219,7 @@ class TimeTokens(nn.Module):
         tokens = self.embed(signals).transpose(1, 2)
         tokens = tokens + self.times.to(tokens)
         if hidden is not None:
-            tokens = tokens[~hidden].reshape(len(tokens), -1, tokens.shape[2])
+            tokens = visible_tokens(tokens, hidden)
         for block in self.blocks:
             tokens = block(tokens)
         return tokens

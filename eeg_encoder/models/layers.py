@@ -182,3 +182,8 @@ def random_mask(
     noise = torch.rand(batch, n, device=device, generator=generator)
     rank = noise.argsort(dim=1).argsort(dim=1)
     return rank >= kept
+
+
+def visible_tokens(tokens: Tensor, hidden: Tensor) -> Tensor:
+    """(B, n, ...) without the hidden ones (B, n), of which each row has the same number."""
+    return tokens[~hidden].reshape(len(tokens), -1, *tokens.shape[2:])

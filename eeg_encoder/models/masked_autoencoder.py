@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from . import register
 from .base import TokenEncoder
-from .layers import Block, random_mask, sincos_positions
+from .layers import Block, random_mask, sincos_positions, visible_tokens
 
 
 @register("masked_autoencoder")
@@ -177,7 +177,7 @@ class PatchEncoder(nn.Module):
         """``hidden`` (B, n_tokens) bool, the same number in each row."""
         tokens = self.embed(signals).transpose(1, 2) + self.positions.to(signals)
         if hidden is not None:
-            tokens = tokens[~hidden].reshape(len(tokens), -1, tokens.shape[2])
+            tokens = visible_tokens(tokens, hidden)
         tokens = torch.cat([self.cls.expand(len(tokens), -1, -1).to(tokens), tokens], dim=1)
         for block in self.blocks:
             tokens = block(tokens)

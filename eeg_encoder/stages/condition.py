@@ -13,9 +13,10 @@ from ..errors import InputError
 from ..models.context_head import ContextHead, build_context_head, eeg_tokens, token_sizes
 from .adapters import add_lora
 from .batches import Augmentation, BankLoader, Batch, TrialBank, WholeLoader
-from .diffusion import Denoiser, PictureLatents, drop_tokens
+from .denoising import DenoisingStage
+from .diffusion import Denoiser, PictureLatents
 from .running import Running, fit, optimiser
-from .stage import Stage, averaging
+from .stage import averaging
 
 ADAPTATIONS = ("frozen", "lora")
 
@@ -94,7 +95,7 @@ def conditioner(encoder: nn.Module, denoiser: Denoiser, config: ConditionConfig)
     return Conditioner(encoder, head.to(denoiser.null_tokens.device))
 
 
-class ConditionedDenoising(Stage):
+class ConditionedDenoising(DenoisingStage):
     """Noise prediction under EEG, with a share of samples under the null tokens."""
 
     def __init__(
@@ -109,16 +110,13 @@ class ConditionedDenoising(Stage):
         seed: int,
         order: torch.Generator,
     ) -> None:
-        super().__init__(seed, order)
+        super().__init__(denoiser, train_latents, val_latents, seed, order)
         self.model, self.config, self.steps = model, config, steps
-        self.denoiser, self.targets = denoiser, targets
-        self.train_latents, self.val_latents = train_latents, val_latents
+        self.targets = targets
         self.adapted: nn.Module | None = None
         if config.adapt == "lora":
             self.adapted = add_lora(denoiser.unet, config.rank)
         self.augment = Augmentation(config.channel_dropout, config.shift, config.noise)
-        self.seen = self.dropped = 0
-        self._losses: list[Tensor] = []
 
     @property
     def kept(self) -> nn.Module:
@@ -129,13 +127,8 @@ class ConditionedDenoising(Stage):
         """Noise prediction, and the cosine to the picture's embedding where it is weighed."""
         signals = self.augment(batch.signals, self.generator)
         tokens = self.model(signals, batch.subjects)
-        tokens, dropped = drop_tokens(
-            tokens, self.model.head.null_tokens, self.config.null_dropout, self.generator
-        )
-        self.seen, self.dropped = self.seen + len(dropped), self.dropped + int(dropped.sum())
-        latents = self.train_latents.draw(batch.stimuli, self.generator)
-        loss = self.denoiser.loss(latents, tokens, self.generator, self.adapted)
-        self.log("noise", loss, prog_bar=True, on_epoch=True, on_step=False)
+        tokens = self.with_dropout(tokens, self.model.head.null_tokens, self.config.null_dropout)
+        loss = self.train_noise(tokens, batch, self.adapted)
         if self.config.clip_weight and self.targets is not None:
             found = self.model.encoder(signals, batch.subjects).float()
             cosine = F.cosine_similarity(found, self.targets[batch.stimuli]).mean()
@@ -143,23 +136,9 @@ class ConditionedDenoising(Stage):
             loss = loss + self.config.clip_weight * (1 - cosine)
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        """The same times and noise at every validation."""
-        self._losses.clear()
-        self._fixed = self.fixed_generator()
-
     def validation_step(self, batch: Batch, _: int) -> None:
         """Noise prediction under EEG."""
-        assert self.val_latents is not None
-        latents = self.val_latents.draw(batch.stimuli, self._fixed)
-        tokens = self.model(batch.signals, batch.subjects)
-        self._losses.append(self.denoiser.loss(latents, tokens, self._fixed, self.adapted))
-
-    def on_validation_epoch_end(self) -> None:
-        """Mean loss; keep the weights of the lowest."""
-        loss = torch.stack(self._losses).mean()
-        self.log("val_loss", loss, prog_bar=True)
-        self.keep_if_best(-float(loss))
+        self.validate(self.model(batch.signals, batch.subjects), batch, self.adapted)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""

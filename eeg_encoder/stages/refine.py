@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .adapters import add_lora, free_keys_and_values
 from .batches import BankLoader, Batch, TrialBank, WholeLoader
-from .diffusion import Denoiser, PictureLatents, drop_tokens
+from .denoising import DenoisingStage
+from .diffusion import Denoiser, PictureLatents
 from .running import Running, fit, optimiser
-from .stage import Stage, averaging
+from .stage import averaging
 
 VARIANTS = ("amortised", "oracle_class")
 ADAPT = ("keys_values", "lora", "all")
@@ -72,7 +73,7 @@ def adapted(unet: nn.Module, config: RefineConfig) -> nn.Module:
     return unet.requires_grad_(True)
 
 
-class Refinement(Stage):
+class Refinement(DenoisingStage):
     """Noise prediction by the adapted U-Net under frozen EEG tokens."""
 
     def __init__(
@@ -87,12 +88,9 @@ class Refinement(Stage):
         seed: int,
         order: torch.Generator,
     ) -> None:
-        super().__init__(seed, order)
+        super().__init__(denoiser, train_latents, val_latents, seed, order)
         self.unet, self.config, self.steps = unet, config, steps
-        self.denoiser, self.tokens_of = denoiser, tokens_of
-        self.train_latents, self.val_latents = train_latents, val_latents
-        self.seen = self.dropped = 0
-        self._losses: list[Tensor] = []
+        self.tokens_of = tokens_of
 
     @property
     def kept(self) -> nn.Module:
@@ -103,32 +101,12 @@ class Refinement(Stage):
         """Noise prediction, a share of it unconditional."""
         with torch.no_grad():
             tokens = self.tokens_of(batch.signals, batch.subjects)
-        tokens, dropped = drop_tokens(
-            tokens, self.denoiser.null_tokens, self.config.null_dropout, self.generator
-        )
-        self.seen, self.dropped = self.seen + len(dropped), self.dropped + int(dropped.sum())
-        latents = self.train_latents.draw(batch.stimuli, self.generator)
-        loss = self.denoiser.loss(latents, tokens, self.generator, self.unet)
-        self.log("noise", loss, prog_bar=True, on_epoch=True, on_step=False)
-        return loss
-
-    def on_validation_epoch_start(self) -> None:
-        """The same times and noise at every validation."""
-        self._losses.clear()
-        self._fixed = self.fixed_generator()
+        tokens = self.with_dropout(tokens, self.denoiser.null_tokens, self.config.null_dropout)
+        return self.train_noise(tokens, batch, self.unet)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Noise prediction under EEG."""
-        assert self.val_latents is not None
-        latents = self.val_latents.draw(batch.stimuli, self._fixed)
-        tokens = self.tokens_of(batch.signals, batch.subjects)
-        self._losses.append(self.denoiser.loss(latents, tokens, self._fixed, self.unet))
-
-    def on_validation_epoch_end(self) -> None:
-        """Mean loss; keep the weights of the lowest."""
-        loss = torch.stack(self._losses).mean()
-        self.log("val_loss", loss, prog_bar=True)
-        self.keep_if_best(-float(loss))
+        self.validate(self.tokens_of(batch.signals, batch.subjects), batch, self.unet)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from eeg_encoder.errors import InputError
 
-from .base import BaseModule
 from .gaussian_gsplat import choose_backend, rasterise_with_gsplat
 from .gaussian_rasteriser import (
     Splats,
@@ -21,19 +20,11 @@ from .gaussian_rasteriser import (
     rotation_matrices,
 )
 from .registry import register
-
-
-@dataclass
-class _Parts:
-    """The system's own modules: kept outside the renderer's registered children."""
-
-    geometry: Any
-    material: Any
-    background: Any
+from .renderer_base import Renderer
 
 
 @register("diff-gaussian-rasterizer")
-class GaussianRasterizer(BaseModule):
+class GaussianRasterizer(Renderer):
     """Splatting of 3D Gaussians, by gsplat on CUDA where it is installed, else by torch.
 
     Name and fields are the extension threestudio-3dgs's. There, the material and the background are
@@ -45,7 +36,7 @@ class GaussianRasterizer(BaseModule):
     """
 
     @dataclass
-    class Config(BaseModule.Config):
+    class Config(Renderer.Config):
         debug: bool = False
         invert_bg_prob: float = 1.0
         back_ground_color: Any = None
@@ -60,19 +51,7 @@ class GaussianRasterizer(BaseModule):
             )
         if self.cfg.backend is not None:
             choose_backend(self.cfg.backend, self.device)
-        self._parts = _Parts(geometry, material, background)
-
-    @property
-    def geometry(self) -> Any:
-        return self._parts.geometry
-
-    @property
-    def material(self) -> Any:
-        return self._parts.material
-
-    @property
-    def background(self) -> Any:
-        return self._parts.background
+        self._use(geometry, material, background)
 
     def forward(
         self,

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from eeg_encoder.errors import InputError
 
-from .base import BaseModule
 from .mesh_rasteriser import TorchRaster, to_clip
 from .registry import register
+from .renderer_base import Renderer
 from .surface_mesh import SurfaceMesh
 
 BACKENDS = ("torch", "nvdiffrast")
@@ -50,17 +50,8 @@ class NvdiffRaster:
         return blended
 
 
-@dataclass
-class _Parts:
-    """The system's own modules: kept outside the renderer's registered children."""
-
-    geometry: Any
-    material: Any
-    background: Any
-
-
 @register("nvdiff-rasterizer")
-class NVDiffRasterizer(BaseModule):
+class NVDiffRasterizer(Renderer):
     """Rasterisation of a geometry's mesh: normals, and the material's colours.
 
     A field that threestudio does not have: ``backend``, ``nvdiffrast`` or ``torch``; the default is
@@ -69,7 +60,7 @@ class NVDiffRasterizer(BaseModule):
     """
 
     @dataclass
-    class Config(BaseModule.Config):
+    class Config(Renderer.Config):
         radius: float = 1.0
         context_type: str = "gl"
         backend: str | None = None
@@ -85,20 +76,8 @@ class NVDiffRasterizer(BaseModule):
             raise InputError(self.where, "geometry", type(geometry).__name__, expected)
         if self.cfg.backend is not None:
             choose_backend(self.cfg.backend, self.device)
-        self._parts = _Parts(geometry, material, background)
+        self._use(geometry, material, background)
         self._context: Any = None
-
-    @property
-    def geometry(self) -> Any:
-        return self._parts.geometry
-
-    @property
-    def material(self) -> Any:
-        return self._parts.material
-
-    @property
-    def background(self) -> Any:
-        return self._parts.background
 
     def forward(
         self,

@@ -22,9 +22,9 @@ from threestudio_eeg.neural_fields.marching import Samples, march
 from threestudio_eeg.neural_fields.occupancy import OccupancyGrid
 from threestudio_eeg.neural_fields.recomputation import Fields, evaluate, recomputed
 
-from .base import BaseModule
 from .config import C
 from .registry import register
+from .renderer_base import Renderer
 
 GRID_RESOLUTION = 32
 ALPHA_THRESHOLD = 0.01
@@ -39,16 +39,7 @@ RECOMPUTED_FROM, RECOMPUTED_CHUNK = 1 << 22, 1 << 20
 computed again at a time: 4 M samples of the default field keep some 4 GB."""
 
 
-@dataclass
-class _Parts:
-    """The system's own modules: kept outside the renderer's registered children."""
-
-    geometry: Any
-    material: Any
-    background: Any
-
-
-class VolumeRenderer(BaseModule):
+class VolumeRenderer(Renderer):
     """Volume rendering of a geometry, a material and a background.
 
     Intervals have the fixed length ``1.732 * 2 * radius / num_samples_per_ray``. Training shifts
@@ -64,7 +55,7 @@ class VolumeRenderer(BaseModule):
     """
 
     @dataclass
-    class Config(BaseModule.Config):
+    class Config(Renderer.Config):
         radius: float = 1.0
         num_samples_per_ray: Any = 512
         eval_chunk_size: int = 160000
@@ -90,7 +81,7 @@ class VolumeRenderer(BaseModule):
             raise InputError(self.where, "estimator", self.cfg.estimator, expected)
         r = self.cfg.radius
         self.register_buffer("bbox", torch.tensor([[-r, -r, -r], [r, r, r]], dtype=torch.float32))
-        self._parts = _Parts(geometry, material, background)
+        self._use(geometry, material, background)
         self.estimator = OccupancyGrid(self.bbox, GRID_RESOLUTION)
         if not self.cfg.grid_prune:
             self.estimator.fill()
@@ -102,18 +93,6 @@ class VolumeRenderer(BaseModule):
         self.samples_per_ray = max(int(C(cfg.num_samples_per_ray, epoch, global_step)), 1)
         self.render_step_size = CUBE_DIAGONAL * 2 * cfg.radius / self.samples_per_ray
         self.capacity = int(C(cfg.max_samples, epoch, global_step)) or None
-
-    @property
-    def geometry(self) -> Any:
-        return self._parts.geometry
-
-    @property
-    def material(self) -> Any:
-        return self._parts.material
-
-    @property
-    def background(self) -> Any:
-        return self._parts.background
 
     @property
     def randomized(self) -> bool:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import hypergeom
 
 from eeg_encoder.errors import InputError
+from eeg_encoder.evaluation.retrieval import among_the_top
 
 
 def n_way_accuracy(scores: Any, target: int, *, ways: int, top: int = 1) -> float:
-    r"""Mean chance that the right candidate is among the ``top`` of ``ways`` candidates.
+    """Mean chance that the right candidate is among the ``top`` of ``ways`` candidates.
 
-    The published measure draws the other ``ways - 1`` candidates at random, many times. Its
-    expectation needs no draws: with h of the M - 1 others ahead of the right one, the number drawn
-    from among those h is hypergeometric, and at most ``top - 1`` of them may be.
+    The expectation over random draws: :func:`eeg_encoder.evaluation.retrieval.among_the_top`.
 
     Parameters
     ----------
@@ -30,10 +28,6 @@ def n_way_accuracy(scores: Any, target: int, *, ways: int, top: int = 1) -> floa
     ------
     InputError
         When there are fewer candidates than ``ways``, or ``top`` is not below ``ways``.
-
-    References
-    ----------
-    Chen et al., "Seeing beyond the brain" (MinD-Vis), CVPR 2023: n-way top-k over random trials.
     """
     table = np.asarray(scores.detach().cpu() if hasattr(scores, "detach") else scores, np.float64)
     n_candidates = table.shape[-1]
@@ -42,4 +36,4 @@ def n_way_accuracy(scores: Any, target: int, *, ways: int, top: int = 1) -> floa
     if not 1 <= top < ways:
         raise InputError("n-way accuracy", "top", top, f"1 to {ways - 1}")
     ahead = (table >= table[:, target : target + 1]).sum(axis=1) - 1
-    return float(hypergeom.cdf(top - 1, n_candidates - 1, ahead, ways - 1).mean())
+    return float(among_the_top(ahead, n_candidates - 1, ways=ways, top=top).mean())
