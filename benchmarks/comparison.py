@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--together", type=int, default=1, help="objects of a worker in one batch")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--size", type=int, default=128, help="side of the judged views, pixels")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
@@ -116,6 +117,7 @@ def _words(options: argparse.Namespace, objects: Path, controls: dict[str, Path]
         *("--out", str(objects), "--trials", str(options.trials), "--device", options.device),
         *("--seeds", *map(str, options.seeds), "--conditions", *options.conditions),
         *("--workers", str(options.workers), "--gpus", str(options.gpus)),
+        *("--together", str(options.together)),
         *("--pipeline", options.pipeline, "--size", str(options.size)),
     ]
     overrides = [*options.override, *([VIEWS_OFF] if options.views_off else [])]

@@ -3,10 +3,11 @@
 Makes one object for every test trial, condition and seed, several processes side by side on one
 device, and prints what an independent judge sees in them and how near their shapes are to the true
 ones. An object that fails is reported and counted, not fatal; results.jsonl grows by one line an
-object, and a second call goes on where the first stopped.
+object, and a second call goes on where the first stopped. With --together, a process makes several
+objects in one batch of its guidance, as threestudio-eeg batch --together does.
 
     python benchmarks/phantom_objects.py --conditioning test.safetensors \\
-        --objects recording/objects.json --out results --workers 12
+        --objects recording/objects.json --out results --workers 12 --together 8
 """
 
 from __future__ import annotations
@@ -128,6 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--subject", type=int, default=1)
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--gpus", type=int, default=1, help="spread the workers over as many")
+    parser.add_argument(
+        "--together", type=int, default=1, help="objects that a worker makes with one guidance"
+    )
     parser.add_argument("--steps", type=int, help="default: the config's")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--time-budget", type=float, help="seconds; then no new object is started")
@@ -171,13 +175,14 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{len(jobs)} objects, {len(jobs) - len(missing)} of them made before", flush=True)
     started = time.monotonic()
 
-    def keep(job: Job, result: dict[str, Any] | None) -> None:
-        entry = result or {**asdict(job), "error": "the worker died"}
-        add_result(out, {"key": job.key, **entry})
-        _say(job, entry, time.monotonic() - started)
+    def keep(group: list[Job], results: list[dict[str, Any]] | None) -> None:
+        entries = results or [{**asdict(job), "error": "the worker died"} for job in group]
+        for job, entry in zip(group, entries, strict=True):
+            add_result(out, {"key": job.key, **entry})
+            _say(job, entry, time.monotonic() - started)
 
     left = run_jobs(
-        missing,
+        groups_of(missing, options.together),
         work,
         settings,
         workers=options.workers,
@@ -186,7 +191,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         environments=_one_gpu_each(options.gpus),
     )
     if left:
-        print(f"{len(left)} objects not started: out of time", flush=True)
+        print(f"{sum(map(len, left))} objects not started: out of time", flush=True)
     return report(out, jobs, settings, time.monotonic() - started)
 
 
@@ -202,6 +207,14 @@ def controls_of(options: argparse.Namespace) -> tuple[tuple[str, str], ...]:
             expected = f"{' or '.join(CONTROLLED)}, = and a conditioning file"
             raise InputError("command line", "--control", f"{condition}={file}", expected)
     return tuple(sorted(files.items()))
+
+
+def groups_of(jobs: Sequence[Job], size: int) -> list[list[Job]]:
+    """Jobs in groups of at most ``size``, text apart: objects made together share a config."""
+    by_config: dict[bool, list[Job]] = {}
+    for job in jobs:
+        by_config.setdefault(job.condition == "text", []).append(job)
+    return [alike[i : i + size] for alike in by_config.values() for i in range(0, len(alike), size)]
 
 
 def _one_gpu_each(n: int) -> list[dict[str, str]]:
@@ -312,7 +325,7 @@ def read_results(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def work(connection: Connection, settings: Settings) -> None:
-    """A worker: make the objects that come in."""
+    """A worker: make the groups of objects that come in."""
     os.environ["THREESTUDIO_EEG_HOST"] = "builtin"
     import torch
 
@@ -321,16 +334,16 @@ def work(connection: Connection, settings: Settings) -> None:
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     eyes = Eyes.open(settings)
-    while (job := connection.recv()) is not None:
+    while (group := connection.recv()) is not None:
         try:
-            result = make_object(job, settings, eyes)
+            results = make_objects(group, settings, eyes)
         except KeyboardInterrupt:
             return
         except Exception as error:
             traceback.print_exc()
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            result = {**asdict(job), "error": reason}
-        connection.send(result)
+            results = [{**asdict(job), "error": reason} for job in group]
+        connection.send(results)
 
 
 @dataclass
@@ -341,6 +354,7 @@ class Eyes:
     tower: Any
     objects: dict[str, Any]
     gallery: dict[str, Any]
+    truths: Path
 
     @classmethod
     def open(cls, settings: Settings) -> Eyes:
@@ -353,7 +367,23 @@ class Eyes:
             load_pipeline(settings.pipeline, device=settings.device, parts=("image_encoder",)),
             load_objects(settings.objects),
             gallery_of(settings),
+            writable_folder(Path(settings.out) / "truth"),
         )
+
+    def true_mesh(self, stimulus: str) -> Any:
+        """Surface of what was seen; made once for all processes and calls."""
+        import numpy as np
+        import trimesh
+
+        from threestudio_eeg.evaluation.objects import true_mesh
+
+        file = self.truths / f"{stimulus}.npz"
+        if not file.is_file():
+            mesh = true_mesh(self.objects[stimulus])
+            with whole_file(file) as temporary, temporary.open("wb") as stream:
+                np.savez(stream, vertices=mesh.vertices, faces=mesh.faces)
+        with np.load(file, allow_pickle=False) as kept:
+            return trimesh.Trimesh(kept["vertices"], kept["faces"], process=False)
 
     def similarity(self, stimulus: str, views: Mapping[str, Any]) -> dict[str, float]:
         """How near the views are to the picture seen; nothing without pictures."""
@@ -386,36 +416,48 @@ def gallery_of(settings: Settings) -> dict[str, Any]:
     )
 
 
-def make_object(job: Job, settings: Settings, eyes: Eyes) -> dict[str, Any]:
-    """Distil one object and look at it; its views go to ``views/<key>.png``."""
+def make_objects(group: Sequence[Job], settings: Settings, eyes: Eyes) -> list[dict[str, Any]]:
+    """Distil the objects of a group, then look at each; seconds are an object's equal share."""
     import torch
 
+    started = time.monotonic()
+    alone = len(group) == 1
+    systems = [distil(group[0], settings)] if alone else distil_together(group, settings)
+    seconds = round((time.monotonic() - started) / len(group), 2)
+    results = []
+    while systems:
+        figures = look_at(group[len(results)], systems.pop(0), settings, eyes)
+        results.append({**figures, "seconds": seconds})
+    gc.collect()
+    if settings.device == "cuda":
+        torch.cuda.empty_cache()
+    return results
+
+
+def look_at(job: Job, system: Any, settings: Settings, eyes: Eyes) -> dict[str, Any]:
+    """Figures of a finished object; its views go to ``views/<key>.png``."""
     from threestudio_eeg.evaluation.objects import evaluate_object
     from threestudio_eeg.evaluation.views import render_views
 
     started = time.monotonic()
-    system = distil(job, settings)
-    trained = time.monotonic() - started
     views = render_views(system, n_views=N_VIEWS, size=settings.size, device=settings.device)
     try:
         mesh = system.make_exporter().coloured_mesh()
     except InputError:
         mesh = None
+    truth = eyes.objects[job.stimulus]
     figures = {
-        **evaluate_object(views, mesh, eyes.objects[job.stimulus], eyes.judge, eyes.tower),
+        **evaluate_object(
+            views, mesh, truth, eyes.judge, eyes.tower, truth_mesh=eyes.true_mesh(job.stimulus)
+        ),
         **eyes.similarity(job.stimulus, views),
     }
     save_strip(Path(settings.out) / "views" / f"{job.key}.png", views)
-    del system
-    gc.collect()
-    if settings.device == "cuda":
-        torch.cuda.empty_cache()
     return {
         **asdict(job),
         **figures,
         "empty": mesh is None,
-        "seconds": round(trained, 2),
-        "seconds_evaluation": round(time.monotonic() - started - trained, 2),
+        "seconds_evaluation": round(time.monotonic() - started, 2),
     }
 
 
@@ -427,11 +469,8 @@ def distil(job: Job, settings: Settings) -> Any:
     from threestudio_eeg.builtin.config import load_config
     from threestudio_eeg.builtin.random_state import StepLoader
     from threestudio_eeg.builtin.registry import find
-    from threestudio_eeg.experiments import experiment_config
 
-    name = settings.text_config if job.condition == "text" else settings.eeg_config
-    files = [experiment_config(layer) for layer in (name, *settings.overlays)]
-    config = load_config(*files, cli_args=overrides_of(job, settings))
+    config = load_config(*files_of(job, settings), cli_args=overrides_of(job, settings))
     steps = int(config.trainer.max_steps)
     with device_scope(settings.device):
         pl.seed_everything(job.seed, verbose=False)
@@ -454,6 +493,26 @@ def distil(job: Job, settings: Settings) -> Any:
         data.setup("fit")
         trainer.fit(system, StepLoader(data.train_dataloader(), steps, system))
     return system.to(settings.device).eval()
+
+
+def distil_together(group: Sequence[Job], settings: Settings) -> list[Any]:
+    """Train the objects of a group with one guidance, without films and checkpoints."""
+    from threestudio_eeg.batch.together import Together
+
+    place = [f"exp_root_dir={settings.out}", "name=objects", "use_timestamp=false"]
+    words = [[*place, f"tag={job.key}", *overrides_of(job, settings)] for job in group]
+    together = Together(files_of(group[0], settings), words, settings.device)
+    while together.step < together.n_steps:
+        together.training_step()
+    return [member.system.eval() for member in together.members]
+
+
+def files_of(job: Job, settings: Settings) -> list[Path]:
+    """The experiment's files, the overlays last."""
+    from threestudio_eeg.experiments import experiment_config
+
+    name = settings.text_config if job.condition == "text" else settings.eeg_config
+    return [experiment_config(layer) for layer in (name, *settings.overlays)]
 
 
 def overrides_of(job: Job, settings: Settings) -> list[str]:

@@ -305,7 +305,7 @@ def run_here(jobs, work, settings, *, workers, on_result, time_budget=None, envi
     """Stand in for the processes: one after the other, here."""
     eyes = phantom_objects.Eyes.open(settings)
     for job in jobs[:-1] if time_budget else jobs:
-        on_result(job, phantom_objects.make_object(job, settings, eyes))
+        on_result(job, phantom_objects.make_objects(job, settings, eyes))
     return jobs[-1:] if time_budget else []
 
 
@@ -371,6 +371,19 @@ def test_the_benchmark_makes_objects_and_goes_on_where_it_stopped(
         assert np.asarray(sheet).std() > 5
     with pytest.raises(SystemExit, match="steps: found 3, expected 2"):
         call(recording, world, tmp_path, *conditions, "--steps", "3")
+
+
+def test_the_benchmark_makes_objects_together(recording, world, tmp_path, monkeypatch):
+    monkeypatch.setenv("THREESTUDIO_EEG_HOST", "builtin")
+    monkeypatch.setattr(phantom_objects, "run_jobs", run_here)
+    monkeypatch.setattr("threestudio_eeg.evaluation.objects.true_mesh", coarse)
+    call(recording, world, tmp_path, "--conditions", "eeg", "text", "--together", "4")
+    entries = json.loads((tmp_path / "results.json").read_text())["objects"]
+    assert [("error" in e, e["condition"]) for e in entries] == [
+        (False, "eeg"),
+        (False, "text"),
+    ] * 2
+    assert len(list((tmp_path / "truth").iterdir())) == 2
 
 
 def test_a_benchmark_of_one_category_cannot_shuffle(recording, world, tmp_path):

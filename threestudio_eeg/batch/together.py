@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ class Member:
     batches: Iterator[Any]
     optimizer: torch.optim.Optimizer
     schedule: dict[str, Any] | None
+    trained: list[Tensor] = field(default_factory=list)
+    adapters: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Own parameters of the guidance, and the stacked ones that they are a slice of."""
 
     @property
     def last(self) -> Path:
@@ -88,6 +91,7 @@ class Together:
         with device_scope(self.device):
             self.members = [self._member(configs, words) for words in overrides]
             self.guidance = self._shared_guidance()
+        self._stacked = list(self.guidance.parameters())
         self.prompts = TrialPrompts([m.system.prompt_utils for m in self.members])
         for member in self.members:
             self._prepare(member)
@@ -208,9 +212,9 @@ class Together:
                 "1",
             ),
         }
-        for field, (found, fits, wanted) in checks.items():
+        for name, (found, fits, wanted) in checks.items():
             if not fits:
-                raise InputError(WHERE, field, found, wanted)
+                raise InputError(WHERE, name, found, wanted)
 
     def _keep_adapters(self, system: Any) -> None:
         """Leave of a system's guidance only what is trained: the pipeline is loaded once more."""
@@ -244,6 +248,10 @@ class Together:
         made = member.system.configure_optimizers()
         member.schedule = made.get("lr_scheduler") if isinstance(made, Mapping) else None
         member.optimizer = made["optimizer"] if isinstance(made, Mapping) else made
+        _one_launch(member.optimizer)
+        member.trained = [p for p in member.system.parameters() if p.requires_grad]
+        own = dict(member.system.guidance.named_parameters())
+        member.adapters = [(own[n], p) for n, p in self.guidance.named_parameters() if n in own]
 
     def _resume(self) -> int:
         contents = [
@@ -318,16 +326,16 @@ class Together:
         return total
 
     def _zero_gradients(self) -> None:
-        self.guidance.zero_grad(set_to_none=True)
+        for parameter in self._stacked:
+            parameter.grad = None
         for member in self.members:
-            member.system.zero_grad(set_to_none=True)
+            for parameter in member.trained:
+                parameter.grad = None
 
     def _hand_out_gradients(self) -> None:
-        stacked = dict(self.guidance.named_parameters())
         for i, member in enumerate(self.members):
-            for name, own in member.system.guidance.named_parameters():
-                gradient = stacked[name].grad
-                own.grad = None if gradient is None else self._share(gradient, i)
+            for own, stacked in member.adapters:
+                own.grad = None if stacked.grad is None else self._share(stacked.grad, i)
 
     def _optimise(self, member: Member) -> None:
         clip = member.config.trainer.get("gradient_clip_val")
@@ -348,6 +356,13 @@ def weighted(system: Any, losses: Mapping[str, Tensor]) -> Tensor:
     for name, value in losses.items():
         total = total + value * float(system.C(system._lambda(name)))
     return total
+
+
+def _one_launch(optimizer: torch.optim.Optimizer) -> None:
+    """Let Adam on CUDA update all parameters in one kernel: launches bound steps of many fields."""
+    for group in optimizer.param_groups:
+        if "fused" in group and all(p.is_cuda and p.is_floating_point() for p in group["params"]):
+            group["fused"], group["foreach"] = True, False
 
 
 def _on(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
