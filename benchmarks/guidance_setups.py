@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ Losses = Callable[[Tensor], dict[str, Tensor]]
 """From renders (B, H, W, 3) to the losses of a guidance."""
 
 TOKENS = 77
+IN_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,16 @@ SIZES = {
         32,
     ),
 }
+
+
+@contextmanager
+def pipeline_of(size: str, given: Path | None, device: str) -> Iterator[Path]:
+    """A pipeline's folder: the given one, or one made for now, in memory where that is a folder."""
+    if given is not None:
+        yield given
+        return
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
+        yield make_pipeline(size, Path(folder) / "pipeline", device)
 
 
 def make_pipeline(size: str, folder: Path, device: str) -> Path:

@@ -90,6 +90,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=20 if cuda else 3)
     parser.add_argument("--warm-up", type=int, default=3 if cuda else 1)
     parser.add_argument("--check", action="store_true", help="compare with the torch code first")
+    parser.add_argument("--no-torch", action="store_true", help="do not time torch's rays on a GPU")
     parser.add_argument("--profile", action="store_true", help="list the costliest kernels")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
@@ -147,7 +148,8 @@ Setups = tuple[dict[str, Callable[[], Any]], int]
 
 def backends(options: argparse.Namespace) -> list[str]:
     """Ours that can run here."""
-    return ["triton", "torch"] if options.device.startswith("cuda") else ["torch"]
+    on_gpu = options.device.startswith("cuda")
+    return ["triton"] * on_gpu + ["torch"] * (not (on_gpu and options.no_torch))
 
 
 def march_setups(renderer: Any, rays: dict[str, Any], options: argparse.Namespace) -> Setups:

@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -35,6 +36,52 @@ def _wall_ms(step: Callable[[], object]) -> float:
     begin = time.perf_counter()
     step()
     return (time.perf_counter() - begin) * 1e3
+
+
+class Laps:
+    """Times of the parts of a step: by events on a GPU, which waits for nothing, else by the clock.
+
+    Call :meth:`start`, then :meth:`mark` at the end of each part.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu = device.startswith("cuda")
+        self._steps: list[list[tuple[str, Any]]] = []
+
+    def start(self) -> None:
+        """Begin a step."""
+        self._steps.append([("", self._now())])
+
+    def mark(self, part: str) -> None:
+        """End a part of the step."""
+        self._steps[-1].append((part, self._now()))
+
+    def clear(self) -> None:
+        """Forget the steps so far."""
+        self._steps.clear()
+
+    def times(self) -> dict[str, list[float]]:
+        """Milliseconds of each part, and of the ``whole`` step, step by step."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        found: dict[str, list[float]] = {}
+        for marks in self._steps:
+            for (_, begin), (part, end) in zip(marks, marks[1:], strict=False):
+                found.setdefault(part, []).append(self._between(begin, end))
+            found.setdefault("whole", []).append(self._between(marks[0][1], marks[-1][1]))
+        return found
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, begin: Any, end: Any) -> float:
+        if self._on_gpu:
+            return float(begin.elapsed_time(end))
+        return float(end - begin) * 1e3
 
 
 def bandwidth(device: str) -> float:

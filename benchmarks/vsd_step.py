@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import platform
 import statistics
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -29,7 +27,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 os.environ.setdefault("THREESTUDIO_EEG_HOST", "builtin")
 
 import torch  # noqa: E402
-from guidance_setups import SIZES, World, make_pipeline, ours, plain_diffusers, upstream  # noqa: E402
+from guidance_setups import SIZES, World, ours, pipeline_of, plain_diffusers, upstream  # noqa: E402
+from timing import machine  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from eeg_encoder.files import write_json  # noqa: E402
@@ -61,10 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run what the arguments ask for; 1 when a check failed or a setup broke."""
     options = parse(arguments)
     device, dtype = options.device, DTYPES[options.dtype]
-    report: dict[str, Any] = {"machine": machine(device), "options": vars(options) | {"out": None}}
+    shown = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
+    report: dict[str, Any] = {"machine": machine(device), "options": shown}
     failed = False
-    with tempfile.TemporaryDirectory() as folder:
-        pipeline = make_pipeline(options.size, Path(folder) / "pipeline", device)
+    with pipeline_of(options.size, options.pipeline, device) as pipeline:
         for batch in options.batch:
             world = World.of(options.size, pipeline, batch, device, dtype)
             side = SIDES[options.size]
@@ -105,6 +104,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=60.0,
         help="seconds a setup: after it, fewer repeats; a median of at least one is printed",
     )
+    parser.add_argument("--pipeline", type=Path, help="a folder of this size, made before")
     parser.add_argument("--no-floor", action="store_true", help="do not count the arithmetic")
     parser.add_argument("--compile-mode", default="default", help="torch.compile's mode")
     parser.add_argument("--check", action="store_true", help="compare with eager float32 too")
@@ -122,12 +122,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         left_out |= set() if options.size in FOR_UPSTREAM else {"upstream"}
         options.setups = [name for name in known if name not in left_out]
     return options
-
-
-def machine(device: str) -> dict[str, str]:
-    """What the figures were measured on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
-    return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
 
 
 # What is timed

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -410,6 +411,15 @@ def test_the_benchmark_times_setups_and_checks_them(tmp_path: Path) -> None:
 # Compiled, and on CUDA
 
 
+@pytest.fixture
+def single_precision() -> Iterator[None]:
+    """No TensorFloat32: it has ten bits, and a recorded step may take other convolutions."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [{}, {"lora_shares_noise": True}, {"checkpoint_unet": True, "checkpoint_vae": True}]
@@ -430,6 +440,7 @@ def test_a_compiled_step_gives_the_results_of_the_eager_one(
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("single_precision")
 @pytest.mark.parametrize("case", list(CASES))
 def test_a_cuda_graph_gives_the_results_of_the_eager_step(
     folder: Path, eeg: Path, case: str
@@ -445,6 +456,7 @@ def test_a_cuda_graph_gives_the_results_of_the_eager_step(
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("single_precision")
 @pytest.mark.parametrize("config", [{}, {"lora_shares_noise": True}])
 def test_a_compiled_cuda_graph_gives_the_results_of_the_eager_step(
     folder: Path, eeg: Path, config: dict[str, Any]
