@@ -1,30 +1,35 @@
 """Which representation runs on which host, with an EEG and with a text: steps/s and peak memory.
 
 Each cell of the table is a process of its own that launches an experiment of ``configs/``, with
-one of ``configs/representation/`` laid over it, for a few steps. A cell that cannot run holds its
-reason. Peak memory is the device's as torch counts it, or on a CPU the process's.
+one of ``configs/representation/`` laid over it, for a few steps, of which the first quarter is not
+timed. A cell that cannot run holds its reason. Peak memory is the device's as torch counts it, or
+on a CPU the process's. With several workers the trainings still have the device to themselves, one
+after another.
 
     python -m benchmarks.representations --pipeline tiny --device cpu --steps 4 --small
     python -m benchmarks.representations --pipeline SD15_FOLDER --conditioning test.safetensors \
         --threestudio threestudio --device cuda --steps 200 --out representations.jsonl
+    python -m benchmarks.representations --pipeline phantom --threestudio threestudio \
+        --device cuda --side 128 --steps 50 --workers 16
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import importlib
 import json
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
+from eeg_encoder.errors import InputError
+from threestudio_eeg.launching.choice import choose_host
+
+from .launched import checkout_for_one, launched
+
+Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 OVERLAYS = (
     "implicit-volume",
@@ -36,7 +41,6 @@ OVERLAYS = (
 """The first is what the experiments have without an overlay."""
 PROMPTS = ("eeg", "text")
 HOSTS = ("builtin", "upstream")
-WARM_UP = 2
 SMALL = ["data.width=16", "data.height=16", "data.eval_width=16", "data.eval_height=16"]
 SMALL_VOLUME = ["system.renderer.num_samples_per_ray=32"]
 SMALL_GRID = ["system.geometry.pos_encoding_config.log2_hashmap_size=12"]
@@ -45,22 +49,28 @@ VOLUMES, GRIDS = OVERLAYS[:3], ("implicit-volume", "implicit-sdf", "tetrahedra-s
 
 def main() -> None:
     options = parse()
-    if options.cell is not None:
-        cell = json.loads(options.cell)
-        Path(cell["result"]).write_text(json.dumps(run_cell(cell)), encoding="utf-8")
-        return
     with tempfile.TemporaryDirectory() as folder:
-        pipeline, conditioning = inputs(options, Path(folder))
-        rows = []
-        for overlay in options.overlay:
-            for prompt in options.prompt:
-                for host in options.host:
-                    cell = describe(options, overlay, prompt, host, pipeline, conditioning)
-                    rows.append(in_a_process(cell))
-                    print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-                    if options.out is not None:
-                        with options.out.open("a", encoding="utf-8") as file:
-                            file.write(json.dumps(rows[-1]) + "\n")
+        pipeline, conditioning = pipeline_and_conditioning(
+            options.pipeline, Path(folder), options.device, options.conditioning
+        )
+        lock = Path(folder) / "turn" if options.workers > 1 else None
+        cells = [
+            describe(options, overlay, prompt, host, pipeline, conditioning)
+            for overlay in options.overlay
+            for prompt in options.prompt
+            for host in options.host
+        ]
+
+        def perform(cell: dict[str, Any]) -> Row:
+            row = in_a_process(cell, options, lock)
+            print(json.dumps(row), file=sys.stderr, flush=True)
+            if options.out is not None:
+                with options.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            return row
+
+        with ThreadPoolExecutor(options.workers) as pool:
+            rows = list(pool.map(perform, cells))
     print(table(rows))
 
 
@@ -69,7 +79,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--pipeline", default="tiny", help="a folder; or of random weights: tiny, sd15"
+        "--pipeline", default="tiny", help="a folder; phantom; or of random weights: tiny, sd15"
     )
     parser.add_argument("--conditioning", type=Path, help="default: random tokens of its shape")
     parser.add_argument("--experiment", default="prolificdreamer", help="or dreamfusion")
@@ -79,6 +89,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threestudio", help="a checkout; default THREESTUDIO_ROOT, or installed")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--side", type=int, default=512, help="pixels of a render")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="cells side by side; their trainings take turns"
+    )
     parser.add_argument("--small", action="store_true", help="pictures of 16 x 16, small grids")
     parser.add_argument(
         "--processor-time",
@@ -87,26 +101,43 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--set", nargs="*", default=[], help="further key=value words")
     parser.add_argument("--out", type=Path, help="append rows as JSON lines")
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    parser.add_argument("--logs", type=Path, help="a folder for what each cell printed")
     return parser.parse_args()
 
 
-def inputs(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
-    """The pipeline's folder and a conditioning file for it."""
-    sys.path.insert(0, str(ROOT))
-    if options.pipeline == "tiny":
+def pipeline_and_conditioning(
+    name: str, folder: Path, device: str, conditioning: Path | None = None
+) -> tuple[Path, Path]:
+    """The pipeline's folder and a conditioning file for it, of random tokens where none is given.
+
+    Parameters
+    ----------
+    name
+        ``tiny`` or ``sd15``, of random weights; ``phantom``; or a folder.
+    folder
+        Where to write what is made.
+    device
+        Where random weights are drawn.
+    conditioning
+        A file for this pipeline.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == "tiny":
+        sys.path.insert(0, str(ROOT))
         from tests.tiny import tiny_pipeline
 
         pipeline = tiny_pipeline(folder / "tiny", view_tokens=False)
-    elif options.pipeline == "sd15":
-        from benchmarks.guidance_setups import make_pipeline
+    elif name == "sd15":
+        from .guidance_setups import make_pipeline
 
-        pipeline = make_pipeline("sd15", folder / "sd15", options.device)
+        pipeline = make_pipeline("sd15", folder / "sd15", device)
         add_text_tower(pipeline, width=768, length=77)
     else:
-        pipeline = Path(options.pipeline).resolve()
-    if options.conditioning is not None:
-        return pipeline, options.conditioning.resolve()
+        from threestudio_eeg.pipeline import pipeline_folder
+
+        pipeline = pipeline_folder(name).resolve()
+    if conditioning is not None:
+        return pipeline, conditioning.resolve()
     return pipeline, random_conditioning(folder / "random.safetensors", pipeline)
 
 
@@ -178,110 +209,44 @@ def describe(
     if options.small:
         words += SMALL + SMALL_VOLUME * (overlay in VOLUMES) + SMALL_GRID * (overlay in GRIDS)
     else:
-        words += ["data.width=512", "data.height=512"]
+        words += [f"data.{name}={options.side}" for name in ("width", "height")]
+        words += [f"data.eval_{name}={options.side}" for name in ("width", "height")]
+    configs = [f"{prompt}-{options.experiment}.yaml"]
+    configs += [f"representation/{overlay}.yaml"] * (overlay != OVERLAYS[0])
     return {
+        "key": (overlay, prompt, host),
         "overlay": overlay,
         "prompt": prompt,
         "host": host,
-        "experiment": options.experiment,
-        "threestudio": options.threestudio if host == "upstream" else None,
-        "device": options.device,
-        "processor_time": options.processor_time,
+        "configs": configs,
         "words": [*words, *options.set],
     }
 
 
-def in_a_process(cell: dict[str, Any]) -> dict[str, Any]:
-    row = {key: cell[key] for key in ("overlay", "prompt", "host", "experiment", "device")}
+def in_a_process(cell: dict[str, Any], options: argparse.Namespace, lock: Path | None) -> Row:
+    row = {key: cell[key] for key in ("overlay", "prompt", "host")}
+    row |= {"experiment": options.experiment, "device": options.device}
     with tempfile.TemporaryDirectory() as here:
-        result = Path(here) / "result.json"
-        words = [*cell["words"], f"exp_root_dir={here}"]
-        told = json.dumps({**cell, "words": words, "result": str(result)})
-        command = [sys.executable, "-m", "benchmarks.representations", "--cell", told]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if result.is_file():
-            return {**row, **json.loads(result.read_text(encoding="utf-8"))}
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return {**row, "reason": f"exit code {done.returncode}: {last}"}
-
-
-def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
-    """Launch the experiment in this process."""
-    from eeg_encoder.errors import InputError
-    from threestudio_eeg.launching.choice import choose_host
-    from threestudio_eeg.launching.command import launch_on
-
-    names = [f"{cell['prompt']}-{cell['experiment']}.yaml"]
-    if cell["overlay"] != OVERLAYS[0]:
-        names.append(f"representation/{cell['overlay']}.yaml")
-    clock = Clock(cell["device"], processor_time=cell["processor_time"])
-    try:
-        choice = choose_host(cell["host"], cell["threestudio"])
-        with clock.running(choice.name):
-            launch_on(
-                choice,
-                "train",
-                [Path(name) for name in names],
-                cell["words"],
-                device=cell["device"],
-                say=lambda _: None,
-            )
-    except InputError as error:
-        return {"reason": str(error)}
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        return {"reason": f"{type(error).__name__}: {lines[0]}"}
-    return {"steps_per_s": clock.steps_per_s(), "peak_gb": peak_gb(cell["device"])}
-
-
-class Clock:
-    """When each training step ended, by a callback of whichever trainer the host makes."""
-
-    def __init__(self, device: str, *, processor_time: bool = False) -> None:
-        self.device = device
-        self.now = time.process_time if processor_time else time.perf_counter
-        self.times: list[float] = []
-
-    @contextmanager
-    def running(self, host: str) -> Iterator[None]:
-        package = "pytorch_lightning" if host == "upstream" else "lightning.pytorch"
-        lightning = importlib.import_module(package)
-        tick, make = self._tick, lightning.Trainer.__init__
-
-        class Ticks(lightning.Callback):
-            def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-                tick()
-
-        @functools.wraps(make)
-        def with_ticks(trainer: Any, *args: Any, **kwargs: Any) -> None:
-            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), Ticks()]
-            make(trainer, *args, **kwargs)
-
-        with mock.patch.object(lightning.Trainer, "__init__", with_ticks):
-            yield
-
-    def _tick(self) -> None:
-        if self.device == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
-        self.times.append(self.now())
-
-    def steps_per_s(self) -> float | None:
-        times = self.times[min(WARM_UP, max(len(self.times) - 2, 0)) :]
-        if len(times) < 2:
-            return None
-        return round((len(times) - 1) / (times[-1] - times[0]), 3)
-
-
-def peak_gb(device: str) -> float:
-    if device == "cuda":
-        import torch
-
-        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+        words = ["launch", "--host", cell["host"], "--device", options.device, "--train"]
+        if cell["host"] == "upstream":
+            try:
+                threestudio = choose_host("upstream", options.threestudio).threestudio
+            except InputError as error:
+                return {**row, "reason": str(error)}
+            assert threestudio is not None
+            if threestudio.script is not None:
+                place = checkout_for_one(threestudio.root, Path(here) / "threestudio")
+                words += ["--threestudio", str(place)]
+        words += [word for name in cell["configs"] for word in ("--config", name)]
+        found = launched(
+            [*words, *cell["words"], f"exp_root_dir={here}/outputs"],
+            device=options.device,
+            steps=options.steps,
+            processor_time=options.processor_time,
+            lock=lock,
+            log=None if options.logs is None else options.logs / f"{'-'.join(cell['key'])}.txt",
+        )
+    return {**row, **found}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
