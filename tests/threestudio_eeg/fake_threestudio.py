@@ -241,6 +241,7 @@ class BaseLift3DSystem(pl.LightningModule):
         guidance: dict = field(default_factory=dict)
         renderer_type: str = ""
         renderer: dict = field(default_factory=dict)
+        geometry_convert_from: Optional[str] = None
         weights: Optional[str] = None
         pause: float = 0.0
 
@@ -251,6 +252,11 @@ class BaseLift3DSystem(pl.LightningModule):
         self.settings = parse_structured(geometry.Config, self.cfg.geometry)
         self.weight = torch.nn.Parameter(torch.zeros(4))
         self.resumed, self.status = resumed, None
+        if self.cfg.geometry_convert_from:
+            from threestudio.utils.config import load_config
+
+            folder = os.path.dirname(self.cfg.geometry_convert_from)
+            load_config(os.path.join(folder, "../configs/parsed.yaml"))
 
     def set_save_dir(self, folder):
         self.folder = folder

@@ -121,6 +121,19 @@ def test_the_trial_says_how_it_was_launched(root, here):
     assert (trial / "cmd.txt").read_text().splitlines() == ["python launch.py", expected]
 
 
+def test_a_later_stage_leaves_the_record_of_the_one_before_alone(root, here):
+    """threestudio reads the earlier stage's config by the function that it reads its own by."""
+    first = trained(launch(root), here)
+    before = (first / "launch.json").read_text(), (first / "cmd.txt").read_text()
+    words = ["tag=second", f"system.geometry_convert_from={first / 'ckpts' / 'last.ckpt'}"]
+    result = launch(root, *words)
+    second = trained(result, here, "second")
+    assert result.output.splitlines()[-1] == f"trial: {second}"
+    assert ((first / "launch.json").read_text(), (first / "cmd.txt").read_text()) == before
+    assert "tag=second" in json.loads((second / "launch.json").read_text())["command"]
+    assert "tag=second" in (second / "cmd.txt").read_text()
+
+
 def test_overlays_become_one_file_that_says_what_it_is_made_of(root, here):
     over = here / "bent.yaml"
     over.write_text("system:\n  geometry_type: curve\n  geometry:\n    bend: 0.125\n")

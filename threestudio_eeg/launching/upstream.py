@@ -189,6 +189,8 @@ def _checked_and_resumable(
 
     @functools.wraps(load_config)
     def checked(*args: Any, **kwargs: Any) -> Any:
+        if launch.trial is not None:  # a later stage reads the config of the one before it
+            return load_config(*args, **kwargs)
         threestudio.register.check(custom)
         check_experiment(launch.where, cast(DictConfig, OmegaConf.load(file)), registry)
         config = load_config(*args, **kwargs)
