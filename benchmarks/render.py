@@ -30,6 +30,7 @@ from threestudio_eeg.builtin.cameras import c2w_from_angles, camera_batch  # noq
 from threestudio_eeg.builtin.registry import find  # noqa: E402
 from threestudio_eeg.neural_fields.compositing import accumulate, render_weights  # noqa: E402
 from threestudio_eeg.neural_fields.marching import Samples, march  # noqa: E402
+from threestudio_eeg.neural_fields.networks import evaluate_together  # noqa: E402
 
 CAMERA_DISTANCE, FIELD_OF_VIEW = 1.25, 55.0
 RADIUS = 1.0
@@ -267,7 +268,10 @@ def compare(
 
 
 def networks(renderer: Any, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The field's two networks on --points encodings, forward and backward: medians."""
+    """The field's two networks on --points encodings, forward and backward: medians.
+
+    ``one kernel``: fused, and both at once, as a field evaluates them.
+    """
     width = renderer.geometry.encoding.n_output_dims
     seed = torch.Generator().manual_seed(3)
     encoded = torch.randn(width, options.points, generator=seed).to(options.device)
@@ -280,20 +284,24 @@ def networks(renderer: Any, options: argparse.Namespace) -> dict[str, dict[str, 
         geometry = make_renderer(options, {"mlp": settings}).geometry
         pair = (geometry.density_network, geometry.feature_network)
         inputs = [encoded, *(p for network in pair for p in network.parameters())]
+        ways: dict[str, Callable[[], Any]] = {name: lambda p=pair: [f(encoded) for f in p]}
+        if "backend" in settings:
+            ways[f"{name}, one kernel"] = lambda p=pair: evaluate_together(*p, encoded)
+        for way, outputs in ways.items():
 
-        def forward(pair: Any = pair) -> list[Tensor]:
-            with torch.no_grad():
-                return [network(encoded) for network in pair]
+            def forward(outputs: Any = outputs) -> Any:
+                with torch.no_grad():
+                    return outputs()
 
-        def both(pair: Any = pair, inputs: list[Tensor] = inputs) -> None:
-            torch.autograd.grad(sum(network(encoded).sum() for network in pair), inputs)
+            def both(outputs: Any = outputs, inputs: list[Tensor] = inputs) -> None:
+                torch.autograd.grad(sum(out.sum() for out in outputs()), inputs)
 
-        found[name] = {
-            title: median_ms(step, options.device, options.repeats, options.warm_up)
-            for title, step in (("forward", forward), ("forward and backward", both))
-        }
-        times = ", ".join(f"{title} {value:.3f} ms" for title, value in found[name].items())
-        print(f"networks, {options.points} points, {name}: {times}")
+            found[way] = {
+                title: median_ms(step, options.device, options.repeats, options.warm_up)
+                for title, step in (("forward", forward), ("forward and backward", both))
+            }
+            times = ", ".join(f"{title} {value:.3f} ms" for title, value in found[way].items())
+            print(f"networks, {options.points} points, {way}: {times}")
     return found
 
 

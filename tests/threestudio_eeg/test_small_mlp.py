@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from eeg_encoder.errors import InputError
-from threestudio_eeg.neural_fields.networks import get_mlp
+from threestudio_eeg.neural_fields.networks import evaluate_together, get_mlp
 from threestudio_eeg.neural_fields.small_mlp import PRECISIONS, check_sizes, reference, small_mlp
 
 from .kernels import DEVICE, INTERPRETED, run_in_interpreter, runs_kernels
@@ -136,6 +136,45 @@ def test_a_network_with_the_fused_backend_is_the_same_network():
     plain(x).square().sum().backward()
     for a, b in zip(fused.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-4, rtol=1e-3)
+
+
+@runs_kernels
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_two_networks_in_one_kernel_are_the_two_networks(precision):
+    config = {"otype": "VanillaMLP", "n_neurons": 16, "backend": "triton", "precision": precision}
+    torch.manual_seed(0)
+    pair = [get_mlp(32, n_outputs, config).to(DEVICE) for n_outputs in (1, 3)]
+    assert pair[0].goes_with(pair[1])
+    x = torch.randn(70, 32, device=DEVICE).requires_grad_()
+    inputs = [x, *(p for network in pair for p in network.parameters())]
+    seeds = [torch.randn(70, n_outputs, device=DEVICE) for n_outputs in (1, 3)]
+    results = []
+    for outputs in (evaluate_together(*pair, x), [network(x) for network in pair]):
+        results.append([*outputs, *torch.autograd.grad(outputs, inputs, seeds)])
+    assert_close(*results, 1e-5 if precision == "float32" else 5e-3)
+
+
+@runs_kernels
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_wide_network_as_two_of_a_field_make_it(precision):
+    x, weights, gradient = case([(128, 32), (4, 128)], 130, by_feature=True)
+    weights[1][:1, 64:] = weights[1][1:, :64] = 0
+    found = run(lambda x, w: small_mlp(x, w, precision), x, weights, gradient)
+    assert_close(found, rounded(x, weights, gradient, precision), TOLERANCE[precision])
+
+
+def test_networks_that_one_kernel_cannot_be_go_one_by_one():
+    fused = {"otype": "VanillaMLP", "n_neurons": 16, "backend": "triton"}
+    one = get_mlp(32, 1, fused)
+    others = [{"n_neurons": 64}, {"n_hidden_layers": 2}, {"precision": "float16"}]
+    others += [{"backend": "torch"}]
+    assert not any(one.goes_with(get_mlp(32, 3, {**fused, **change})) for change in others)
+    assert not one.goes_with(get_mlp(16, 3, fused))
+    assert one.goes_with(get_mlp(32, 3, fused))
+    plain = [get_mlp(8, n, {"otype": "VanillaMLP"}) for n in (1, 3)]
+    x = torch.randn(5, 8)
+    for found, network in zip(evaluate_together(*plain, x), plain, strict=True):
+        assert torch.equal(found, network(x))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eeg_encoder.errors import InputError
-from threestudio_eeg.neural_fields.networks import get_activation, get_encoding, get_mlp
+from threestudio_eeg.neural_fields.networks import (
+    evaluate_together,
+    get_activation,
+    get_encoding,
+    get_mlp,
+)
 
 from .isosurface import ImplicitGeometry, contract_to_unit_box
 from .normals import FINITE_DIFFERENCES, finite_difference_slope
@@ -104,8 +109,10 @@ class ImplicitVolume(ImplicitGeometry):
         return encoded
 
     def _density(self, points: Tensor, encoded: Tensor) -> Tensor:
-        raw = self.density_network(encoded) + self.density_bias(points)
-        return self.density_activation(raw)
+        return self._activated(self.density_network(encoded), points)
+
+    def _activated(self, raw: Tensor, points: Tensor) -> Tensor:
+        return self.density_activation(raw + self.density_bias(points))
 
     def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
         """Evaluate the field.
@@ -136,10 +143,11 @@ class ImplicitVolume(ImplicitGeometry):
 
     def _forward_fields(self, points: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         encoded = self._encode(points)
-        output = {"density": self._density(points, encoded)}
-        if self.cfg.n_feature_dims > 0:
-            output["features"] = self.feature_network(encoded)
-        return output, encoded
+        if self.cfg.n_feature_dims == 0:
+            return {"density": self._density(points, encoded)}, encoded
+        networks = (self.density_network, self.feature_network)
+        raw, features = evaluate_together(*networks, encoded)
+        return {"density": self._activated(raw, points), "features": features}, encoded
 
     def _forward_analytic(self, points: Tensor) -> dict[str, Tensor]:
         keep_graph = torch.is_grad_enabled()

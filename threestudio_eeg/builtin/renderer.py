@@ -301,9 +301,13 @@ class VolumeRenderer(Renderer):
         seen = self.visible(samples, positions, n_rays, threshold, known)
         if fixed_length:
             return samples.select(seen, self.capacity, n_rays), None
-        if known is not None:
-            known = {name: value[seen] for name, value in known.items()}
-        return samples.select(seen), known
+        if known is None:
+            return samples.select(seen), None
+        places = seen.nonzero().view(-1)
+        if len(places) == len(samples):
+            return samples, known
+        known = {name: value.index_select(0, places) for name, value in known.items()}
+        return samples.at(places), known
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         """Look at the occupancy again, once per training step at most."""

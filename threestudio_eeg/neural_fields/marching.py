@@ -72,8 +72,7 @@ class Samples:
             Number of rays; needed with ``capacity`` alone.
         """
         if capacity is None:
-            index = mask.nonzero().view(-1)
-            return Samples(self.t_starts[index], self.t_ends[index], self.ray_indices[index])
+            return self.at(mask.nonzero().view(-1))
         place = mask.cumsum(0) - 1
         kept = mask & (place < capacity)
         place = torch.where(kept, place, capacity)
@@ -85,6 +84,14 @@ class Samples:
         if self.overflow is not None:
             overflow = overflow + self.overflow
         return Samples(t_starts[:-1], t_ends[:-1], rays[:-1], overflow)
+
+    def at(self, places: Tensor) -> Samples:
+        """The samples at ascending ``places`` of the list."""
+        return Samples(
+            self.t_starts.index_select(0, places),
+            self.t_ends.index_select(0, places),
+            self.ray_indices.index_select(0, places),
+        )
 
 
 def ray_offsets(ray_indices: Tensor, n_rays: int) -> Tensor:

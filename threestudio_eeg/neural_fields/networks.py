@@ -20,7 +20,7 @@ from . import tinycudann
 from .backends import BACKENDS, choose_backend
 from .encodings import ENCODINGS
 from .perceptron import NETWORKS
-from .small_mlp import PRECISIONS, check_sizes, small_mlp
+from .small_mlp import MAX_OUTPUT, PRECISIONS, WIDTHS, check_sizes, small_mlp
 
 Activation = Callable[[Tensor], Tensor]
 PROGRESSIVE = "ProgressiveBandHashGrid"
@@ -190,6 +190,20 @@ class VanillaMLP(nn.Module):
                 return self.output_activation(small_mlp(x, self._matrices(), self.precision))
             return self.output_activation(self.layers(x))
 
+    def goes_with(self, other: nn.Module) -> bool:
+        """Whether one fused kernel can be both: one hidden layer each, and not too many units."""
+        if not (isinstance(other, VanillaMLP) and {self.backend, other.backend} == {"triton"}):
+            return False
+        (first, *more), (second, *others) = self._matrices(), other._matrices()
+        outputs = len(more[-1]) + len(others[-1])
+        return (
+            self.precision == other.precision
+            and len(more) == len(others) == 1
+            and first.shape[1] == second.shape[1]
+            and len(first) + len(second) in WIDTHS
+            and outputs <= MAX_OUTPUT
+        )
+
     def _matrices(self) -> list[Tensor]:
         return [layer.weight for layer in self.layers if isinstance(layer, nn.Linear)]
 
@@ -201,6 +215,22 @@ class VanillaMLP(nn.Module):
                 raise InputError(where, field, getattr(self, field), expected)
         if self.backend == "triton":
             check_sizes([tuple(matrix.shape) for matrix in self._matrices()])
+
+
+def evaluate_together(one: nn.Module, other: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Both networks' outputs at x (N, D): in one kernel where they are fused, else one by one.
+
+    The one kernel is a network with the hidden units of both, each connected to its own outputs. So
+    x is read once, and its gradient written once.
+    """
+    if not (isinstance(one, VanillaMLP) and isinstance(other, VanillaMLP) and one.goes_with(other)):
+        return one(x), other(x)
+    (first, last), (first_other, last_other) = one._matrices(), other._matrices()
+    with torch.autocast(x.device.type, enabled=False):
+        weights = [torch.cat((first, first_other)), torch.block_diag(last, last_other)]
+        out = small_mlp(x, weights, one.precision)
+        part, part_other = out.split((len(last), len(last_other)), dim=1)
+        return one.output_activation(part), other.output_activation(part_other)
 
 
 class FlatMLP(nn.Module):

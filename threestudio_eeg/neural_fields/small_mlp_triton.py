@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK = 64
-WARPS = 4
+WARPS, WARPS_OF_WIDE, WIDE = 4, 8, 128
+"""Warps of a program, and of one whose hidden layers would not fit into the registers of four."""
 PROGRAMS_PER_PROCESSOR = 2
 INTERPRETED_PROGRAMS = 3
 SMALLEST_SIDE = 16
@@ -97,7 +98,7 @@ def _settings(
         "BLOCK": BLOCK,
         "KIND": KINDS[precision],
         "PRECISION": "tf32" if rounded else "ieee",
-        "num_warps": WARPS,
+        "num_warps": WARPS_OF_WIDE if len(weights[0]) >= WIDE else WARPS,
     }
 
 
