@@ -100,8 +100,16 @@ class CubeGrid(TetrahedralGrid):
         cube = inside.view(n + 1, n + 1, n + 1)
         parts = [cube[x : x + n, y : y + n, z : z + n] for x, y, z in UNIT_CORNERS]
         corners = torch.stack(parts)
-        x, y, z = (corners.any(0) & ~corners.all(0)).nonzero().unbind(1)
-        first = (x * (n + 1) + y) * (n + 1) + z
+        return self._in_cubes((corners.any(0) & ~corners.all(0)).nonzero())
+
+    def all_tetrahedra(self) -> Tensor:
+        """All of them, (6 n³, 4), positively oriented."""
+        return self._in_cubes(torch.cartesian_prod(*[torch.arange(self.n)] * 3).view(-1, 3))
+
+    def _in_cubes(self, cubes: Tensor) -> Tensor:
+        """The tetrahedra of cubes (N, 3)."""
+        x, y, z = cubes.unbind(1)
+        first = (x * (self.n + 1) + y) * (self.n + 1) + z
         return (first[:, None, None] + self.corners).view(-1, 4)
 
 

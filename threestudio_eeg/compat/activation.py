@@ -23,6 +23,7 @@ from . import (
     patching,
     pysdf,
     requirements,
+    tetrahedra,
     text_encoder_process,
     tinycudann,
     torchvision,
@@ -54,6 +55,7 @@ REMEDIES: tuple[Remedy, ...] = (
     cuda_absent.DEVICE,
     checkpoints.CONFIGS_REMEDY,
     text_encoder_process.REMEDY,
+    tetrahedra.REMEDY,
     model_ids.REMEDY,
 )
 PACKAGE = "threestudio"
