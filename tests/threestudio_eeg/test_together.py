@@ -13,6 +13,7 @@ from threestudio_eeg.batch.streams import Stream, merged_draws
 from threestudio_eeg.batch.together import Together
 from threestudio_eeg.builtin.launch import launch
 from threestudio_eeg.noise import Draws
+from threestudio_eeg.own_optimizer import PATIENCE
 
 from .tiny_experiment import tiny_experiment
 
@@ -75,6 +76,14 @@ def test_each_object_is_what_it_would_be_alone(
     up = next(k for k in moved if k.startswith("guidance.") and ".up." in k)
     grid = next(k for k in moved if k.startswith("geometry.encoding"))
     assert all(float((moved[k] - before[k]).abs().max()) > 1e-3 for k in (up, grid))
+
+
+def test_the_guidance_sees_that_it_is_trained(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    pipeline, eeg = inputs
+    config = tiny_experiment(tmp_path / "tiny.yaml", pipeline, steps=PATIENCE + 2)
+    both = Together([config], [words(tmp_path, eeg, i) for i in (0, 1)], "cpu")
+    both.train()
+    assert both.step == PATIENCE + 2
 
 
 def test_an_interrupted_pair_goes_on_as_if_nothing_had_happened(
