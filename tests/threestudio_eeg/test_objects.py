@@ -120,6 +120,15 @@ def test_two_fronts_need_a_sure_front_on_both_ends(front, back, two):
     assert judge_sides(true_views(MUG), MUG, scripted(rows))["two_fronts"] is two
 
 
+@pytest.mark.parametrize(("other", "apart"), [(2, False), (3, False), (4, True), (7, True)])
+def test_fronts_far_apart_are_two_whichever_way_the_object_is_turned(other, apart):
+    rows = [{2: 1.0}] * 12
+    rows[1] = rows[1 + other] = {0: 0.6, 2: 0.4}
+    figures = judge_sides(true_views(MUG, n=12), MUG, scripted(rows))
+    assert figures["fronts_apart"] is apart
+    assert figures["two_fronts"] is False
+
+
 def test_a_ring_without_the_four_sides_is_refused():
     with pytest.raises(InputError, match="azimuths"):
         judge_sides(true_views(MUG, n=5), MUG, scripted([{0: 1.0}] * 5))
@@ -167,7 +176,7 @@ def test_an_empty_field_counts_as_nothing():
 
 def test_without_a_truth_only_what_is_seen_is_said():
     figures = evaluate_object(true_views(MUG), coarse(MUG), None, scripted(RIGHT))
-    assert {"category", "colour", "sides", "two_fronts", "faces"} == set(figures)
+    assert {"category", "colour", "sides", "two_fronts", "fronts_apart", "faces"} == set(figures)
 
 
 def test_views_over_a_background():

@@ -37,6 +37,7 @@ FIGURES: dict[str, Figure] = {
     "view_agreement": Figure("agreement of views", 1),
     "side_right": Figure("side right", 1, share=True, asymmetric=True),
     "two_fronts": Figure("two fronts (Janus)", -1, share=True, asymmetric=True),
+    "fronts_apart": Figure("two fronts, however turned", -1, share=True, asymmetric=True),
     "chamfer": Figure("Chamfer distance", -1),
     "fscore": Figure("F-score", 1),
     "iou": Figure("IoU", 1),

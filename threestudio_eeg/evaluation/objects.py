@@ -25,6 +25,9 @@ BACKGROUNDS = ((0.85, 0.85, 0.85), (0.3, 0.3, 0.3))
 """Views are judged on both, so that neither a white nor a dark object dissolves."""
 
 FRONT_THRESHOLD = 0.5
+FRONTS_APART = 120.0
+"""Degrees: one front is seen from azimuths within 90 of each other, whichever way it is turned."""
+
 WAYS = ((2, 1), (10, 1), (20, 5))
 """n and k of the n-way top-k accuracies of the category."""
 
@@ -177,25 +180,36 @@ def judge_sides(views: Mapping[str, Any], truth: Instance | None, judge: Judge) 
     -------
     dict
         ``sides``, by camera side; ``two_fronts``: the judge is more than half sure of a front both
-        from the front and from the back; with a truth ``side_right``, the share of the four that
-        are right, and ``asymmetric``: whether its category has sides to tell apart.
+        from the front and from the back; ``fronts_apart``: so it is from any two cameras
+        :data:`FRONTS_APART` or more apart, as an object that is not told where its front belongs
+        may be turned; with a truth ``side_right``, the share of the four that are right, and
+        ``asymmetric``: whether its category has sides to tell apart.
     """
     azimuths = [round(float(camera["azimuth"])) for camera in views["cameras"]]
     if not {0, 90, 180, 270} <= set(azimuths):
         raise InputError("views", "azimuths", azimuths, "0, 90, 180 and 270 degrees among them")
     rows = [azimuths.index(90 * side) for side in range(len(SIDES))]
-    probabilities = _probabilities(judge, views)["side"][rows]
+    everywhere = _probabilities(judge, views)["side"]
+    probabilities = everywhere[rows]
     seen = [SIDES[int(index)] for index in probabilities.argmax(-1)]
     front = probabilities[:, SIDES.index("front")]
+    sure = (everywhere[:, SIDES.index("front")] > FRONT_THRESHOLD).tolist()
+    fronts = [azimuth for azimuth, is_sure in zip(azimuths, sure, strict=True) if is_sure]
     figures: dict[str, Any] = {
         "sides": dict(zip(SIDES, seen, strict=True)),
         "two_fronts": bool(front[0] > FRONT_THRESHOLD and front[2] > FRONT_THRESHOLD),
+        "fronts_apart": any(_turn(a, b) >= FRONTS_APART for a in fronts for b in fronts),
     }
     if truth is not None:
         right = [name == side for side, name in zip(SIDES, seen, strict=True)]
         figures["side_right"] = sum(right) / len(right)
         figures["asymmetric"] = truth.category in ASYMMETRIC
     return figures
+
+
+def _turn(a: float, b: float) -> float:
+    """Degrees between two azimuths, at most 180."""
+    return abs((a - b + 180) % 360 - 180)
 
 
 def _probabilities(judge: Judge, views: Mapping[str, Any]) -> dict[str, Tensor]:

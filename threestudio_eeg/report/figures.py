@@ -63,6 +63,11 @@ KNOWN: dict[str, tuple[str, str, str]] = {
         "Views whose side (front, left, back, right) the judge names as it should be.",
     ),
     "two_fronts": ("Two fronts", "", "Whether a view from behind also looks like a front."),
+    "fronts_apart": (
+        "Fronts apart",
+        "",
+        "Whether it looks like a front from two cameras 120° or more apart, however turned.",
+    ),
     "seconds": ("Time", "s", "Wall time from the conditioning file to the mesh."),
     "faces": ("Triangles", "", "Triangles of the exported mesh."),
     "vertices": ("Vertices", "", "Vertices of the exported mesh."),
