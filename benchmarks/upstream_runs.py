@@ -1,7 +1,8 @@
 """Our EEG experiments inside an unmodified threestudio: train, resume, test, export.
 
-Each phase is a process of its own, as ``threestudio-eeg launch --host upstream`` is for a user;
-the experiments run side by side, so steps per second are those of a shared device. The experiments
+Each phase is a process of its own, as ``threestudio-eeg launch --host upstream`` is for a user:
+training, which ends with a film, and from its checkpoint a longer training, the film, the mesh. The
+experiments run side by side, so steps per second are those of a shared device. The experiments
 are run with this package's stand-ins for what does not import, and, where ``--libraries`` names a
 folder with the compiled packages, once more with it on Python's path. The table says which ones
 were real: those for which threestudio's run records no remedy.
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from .launched import checkout_for_one, launched
+from .timing import machine
 
 EXPERIMENTS = (
     "eeg-prolificdreamer",
@@ -77,6 +79,21 @@ class Run:
     def checkpoint(self) -> Path:
         return self.trial / "ckpts" / "last.ckpt"
 
+    @property
+    def kept(self) -> Path:
+        return self.folder / "trained" / "ckpts" / "last.ckpt"
+
+    @property
+    def kept_config(self) -> Path:
+        return self.folder / "trained" / "configs" / "parsed.yaml"
+
+    def keep(self) -> None:
+        """Copy what other phases start from: resuming writes over it meanwhile."""
+        config = self.trial / "configs" / "parsed.yaml"
+        for source, copy in ((self.checkpoint, self.kept), (config, self.kept_config)):
+            copy.parent.mkdir(parents=True)
+            shutil.copyfile(source, copy)
+
     def row(self) -> dict[str, Any]:
         real = [name for name in COMPILED if name not in self.remedies]
         train = self.phases.get("train", {})
@@ -101,13 +118,10 @@ def main() -> None:
         if options.device == "cuda":
             print(f"nerfacc's kernels: {build_nerfacc():.0f} s", flush=True)
         runs = list(planned(options, work))
-        rows = perform(runs, options, checkout, begun)
-    wall = round(time.perf_counter() - begun, 1)
-    print(table(rows), flush=True)
-    print(f"{wall} s in all, {options.workers} side by side")
-    if options.out is not None:
-        told = {"wall_s": wall, "workers": options.workers, "rows": rows, **machine(options.device)}
-        options.out.write_text(json.dumps(told, indent=1), encoding="utf-8")
+        perform(runs, options, checkout, begun)
+    print(table([run.row() for run in runs]), flush=True)
+    wall = time.perf_counter() - begun
+    print(f"{wall:.0f} s in all, {options.workers} side by side")
 
 
 def parse() -> argparse.Namespace:
@@ -129,6 +143,7 @@ def parse() -> argparse.Namespace:
     add("--grid", type=int, default=64, help="of tetrahedra: 32 or 64")
     add("--small", action="store_true", help="hash grids of 2^12 entries")
     add("--workers", type=int, default=14)
+    add("--time-limit", type=float, default=400.0, help="seconds that a phase may take")
     add("--keep", type=Path, help="a folder for the runs and their output")
     add("--out", type=Path, help="JSON")
     return parser.parse_args()
@@ -170,19 +185,17 @@ def planned(options: argparse.Namespace, work: Path) -> Iterator[Run]:
         yield run
     inputs = pipeline_and_conditioning(options.pipeline, work / "inputs", options.device)
     for number, libraries in enumerate(columns):
-        for experiment in options.experiments:
+        for experiment in (one for one in EXPERIMENTS if one in options.experiments):
             steps = {"steps": options.steps, "resume_to": options.resume_to}
             folder = work / f"{number}-{experiment}"
             yield Run(experiment, libraries, *inputs, **steps, folder=folder)
 
 
-def perform(
-    runs: list[Run], options: argparse.Namespace, checkout: Path, begun: float
-) -> list[dict[str, Any]]:
-    """Phases in the pool: train, then resume, then test and export at once."""
+def perform(runs: list[Run], options: argparse.Namespace, checkout: Path, begun: float) -> None:
+    """Phases in the pool: train, then resume, test and export at once."""
     by_key = {(run.experiment, run.libraries, run.note): run for run in runs}
     trained: dict[int, Future[None]] = {}
-    slots = threading.Semaphore(options.workers)
+    slots, telling = threading.Semaphore(options.workers), threading.Lock()
 
     def phase(run: Run, name: str) -> None:
         reason = lacking(run, name, by_key)
@@ -190,23 +203,26 @@ def perform(
             run.phases[name] = {"reason": reason}
         else:
             with slots:
-                run.phases[name] = one_phase(run, name, options, checkout)
+                run.phases[name] = guarded(run, name, options, checkout)
         shown = {key: run.phases[name].get(key) for key in ("reason", "seconds", "steps_per_s")}
         at = f"{time.perf_counter() - begun:6.1f} s"
         name_of = f"{run.experiment} {run.note} {'real' if run.libraries else ''}"
-        print(f"{at}  {name_of}: {name}: {shown}", flush=True)
+        with telling:
+            print(f"{at}  {name_of}: {name}: {shown}", flush=True)
+            if options.out is not None:
+                write(options, runs, time.perf_counter() - begun)
 
     def whole(run: Run) -> None:
         before = by_key.get((BEFORE.get(run.experiment, ""), run.libraries, run.note))
         if before is not None:
             trained[id(before)].result()
         phase(run, "train")
+        if run.checkpoint.is_file():
+            run.keep()
 
     def rest(run: Run) -> None:
         trained[id(run)].result()
-        phase(run, "resume")
-        both = [ends.submit(phase, run, name) for name in ("test", "export")]
-        for one in both:
+        for one in [ends.submit(phase, run, name) for name in PHASES[1:]]:
             one.result()
 
     # Threads only wait; the slots bound the processes.
@@ -216,7 +232,6 @@ def perform(
             trained[id(run)] = pool.submit(whole, run)
         for one in [pool.submit(rest, run) for run in runs]:
             one.result()
-    return [run.row() for run in runs]
 
 
 def lacking(run: Run, phase: str, by_key: dict[Any, Run]) -> str | None:
@@ -232,6 +247,14 @@ def lacking(run: Run, phase: str, by_key: dict[Any, Run]) -> str | None:
     return None
 
 
+def guarded(run: Run, phase: str, options: argparse.Namespace, checkout: Path) -> dict[str, Any]:
+    """A mistake of this script in one phase costs that phase."""
+    try:
+        return one_phase(run, phase, options, checkout)
+    except Exception as error:
+        return {"reason": f"{type(error).__name__}: {error}"}
+
+
 def one_phase(run: Run, phase: str, options: argparse.Namespace, checkout: Path) -> dict[str, Any]:
     mode = "train" if phase == "resume" else phase
     words = ["launch", "--host", "upstream", "--device", options.device]
@@ -241,19 +264,21 @@ def one_phase(run: Run, phase: str, options: argparse.Namespace, checkout: Path)
         words += [word for name in files(run.experiment) for word in ("--config", name)]
         words += settings(run, options)
     else:
-        words += ["--config", str(run.trial / "configs" / "parsed.yaml")]
+        words += ["--config", str(run.kept_config), f"resume={run.kept}"]
     steps = run.steps
     if phase == "train":
         words += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
-    else:
-        words += [f"resume={run.checkpoint}"]
     if phase == "resume":
         steps = run.resume_to - run.steps
-        words += [f"trainer.max_steps={run.resume_to}", f"trainer.val_check_interval={steps}"]
+        words += [
+            f"resume={run.checkpoint}",
+            f"trainer.max_steps={run.resume_to}",
+            f"trainer.val_check_interval={steps}",
+        ]
     if phase == "export":
         words += exporting(run, options)
     if phase == "test":  # the training has filmed the same step
-        shutil.rmtree(run.trial / "save" / f"it{run.resume_to}-test", ignore_errors=True)
+        shutil.rmtree(run.trial / "save" / f"it{run.steps}-test", ignore_errors=True)
     path = [run.libraries] if run.libraries else []
     path += [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     row = launched(
@@ -261,6 +286,7 @@ def one_phase(run: Run, phase: str, options: argparse.Namespace, checkout: Path)
         device=options.device,
         environment={"PYTHONPATH": os.pathsep.join(path)},
         log=run.folder / f"{phase}.txt",
+        time_limit=options.time_limit,
     )
     record = run.trial / "launch.json"
     if phase == "train" and record.is_file():
@@ -295,7 +321,7 @@ def settings(run: Run, options: argparse.Namespace) -> list[str]:
     before = BEFORE.get(run.experiment)
     if before is not None:
         earlier = run.folder.with_name(run.folder.name.replace(run.experiment, before))
-        words += [f"system.geometry_convert_from={earlier}/outputs/run/trial/ckpts/last.ckpt"]
+        words += [f"system.geometry_convert_from={earlier}/trained/ckpts/last.ckpt"]
     if before == "eeg-prolificdreamer":
         words += ["system.geometry_convert_override.isosurface_threshold=auto"]
     return words
@@ -317,7 +343,7 @@ def exporting(run: Run, options: argparse.Namespace) -> list[str]:
 
 def looked_at(run: Run, phase: str) -> dict[str, Any]:
     """What the phase has to have left behind; the reason where it has not."""
-    step = run.steps if phase == "train" else run.resume_to
+    step = run.resume_to if phase == "resume" else run.steps
     save = run.trial / "save"
     if phase == "export":
         found = sorted(save.rglob("*.obj"))
@@ -332,10 +358,11 @@ def looked_at(run: Run, phase: str) -> dict[str, Any]:
     return {"pictures": VIEWS}
 
 
-def machine(device: str) -> dict[str, str]:
-    from .timing import machine as of
-
-    return of(device)
+def write(options: argparse.Namespace, runs: list[Run], wall: float) -> None:
+    """All that is known so far."""
+    told = {"wall_s": round(wall, 1), "workers": options.workers, **machine(options.device)}
+    rows = [run.row() for run in runs]
+    options.out.write_text(json.dumps({**told, "rows": rows}, indent=1), encoding="utf-8")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
