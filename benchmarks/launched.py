@@ -105,6 +105,17 @@ def checkout_for_one(checkout: str | Path, folder: Path) -> Path:
     return folder
 
 
+def build_nerfacc() -> float:
+    """Compile its kernels once, before many processes would; the seconds that it took."""
+    begun = time.perf_counter()
+    code = "from threestudio_eeg.compat import nerfacc; r = nerfacc.reason_build('cuda'); "
+    code += "r and nerfacc.apply_build('cuda'); import nerfacc.cuda._backend"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    if done.returncode != 0:
+        print(f"nerfacc does not compile: {done.stderr[-600:]}", flush=True)
+    return time.perf_counter() - begun
+
+
 class Clock:
     """When each training step ended, by a callback of whichever trainer the host makes."""
 

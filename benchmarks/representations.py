@@ -27,7 +27,7 @@ from typing import Any
 from eeg_encoder.errors import InputError
 from threestudio_eeg.launching.choice import choose_host
 
-from .launched import checkout_for_one, launched
+from .launched import build_nerfacc, checkout_for_one, launched
 
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +53,8 @@ def main() -> None:
         pipeline, conditioning = pipeline_and_conditioning(
             options.pipeline, Path(folder), options.device, options.conditioning
         )
+        if options.device == "cuda" and "upstream" in options.host:
+            print(f"nerfacc's kernels: {build_nerfacc():.0f} s", file=sys.stderr, flush=True)
         lock = Path(folder) / "turn" if options.workers > 1 else None
         cells = [
             describe(options, overlay, prompt, host, pipeline, conditioning)

@@ -19,8 +19,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import tempfile
 import threading
@@ -31,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .launched import checkout_for_one, launched
+from .launched import build_nerfacc, checkout_for_one, launched
 from .timing import machine
 
 EXPERIMENTS = (
@@ -156,17 +154,6 @@ def unpacked(threestudio: Path, work: Path) -> Path:
         archive.extractall(work / "checkout", filter="data")
     (script,) = (work / "checkout").rglob("launch.py")
     return script.parent
-
-
-def build_nerfacc() -> float:
-    """Compile once, before many processes would."""
-    begun = time.perf_counter()
-    code = "from threestudio_eeg.compat import nerfacc; r = nerfacc.reason_build('cuda'); "
-    code += "r and nerfacc.apply_build('cuda'); import nerfacc.cuda._backend"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    if done.returncode != 0:
-        print(f"nerfacc does not compile: {done.stderr[-600:]}", flush=True)
-    return time.perf_counter() - begun
 
 
 def planned(options: argparse.Namespace, work: Path) -> Iterator[Run]:
