@@ -27,6 +27,8 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 0.25
 """Share of the steps that is not timed."""
+FREE_STEPS = 2
+"""Steps before a training waits for its turn: kernels are compiled in them."""
 ERROR = re.compile(r"(?:\b\w*Error|\berror): .+")
 LONGEST_REASON = 300
 TIME_LIMIT_S = 400.0
@@ -139,9 +141,6 @@ class Clock:
         make, clock = lightning.Trainer.__init__, self
 
         class Ticks(lightning.Callback):  # type: ignore[misc, name-defined]
-            def on_train_start(self, *_: Any, **__: Any) -> None:
-                clock.take_turn()
-
             def on_train_batch_end(self, *_: Any, **__: Any) -> None:
                 clock.tick()
 
@@ -175,11 +174,14 @@ class Clock:
 
             torch.cuda.synchronize()
         self.times.append(self.now())
+        if len(self.times) == FREE_STEPS:
+            self.take_turn()
+            self.times[-1] = self.now()
         if len(self.times) == self.steps:
             self.end_turn()
 
     def steps_per_s(self) -> float | None:
-        times = self.times[min(int(WARM_UP * len(self.times)), max(len(self.times) - 2, 0)) :]
+        times = self.times[max(int(WARM_UP * len(self.times)), FREE_STEPS - 1) :]
         if len(times) < 2:
             return None
         return round((len(times) - 1) / (times[-1] - times[0]), 3)

@@ -32,13 +32,15 @@ def test_the_first_quarter_of_the_steps_is_not_timed():
     assert clock.steps_per_s() is None
 
 
-def test_trainings_take_turns(tmp_path):
+def test_trainings_take_turns_after_two_steps(tmp_path):
     fcntl = pytest.importorskip("fcntl")
-    clock, other = Clock("cpu", steps=2, lock=tmp_path / "turn"), (tmp_path / "turn").open("w")
-    clock.take_turn()
+    clock, other = Clock("cpu", steps=3, lock=tmp_path / "turn"), (tmp_path / "turn").open("w")
+    clock.tick()
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_UN)
+    clock.tick()
     with pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    clock.tick()
     clock.tick()
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     other.close()
