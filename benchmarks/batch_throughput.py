@@ -2,9 +2,10 @@
 
 Every setup makes the same objects of the phantom from the same conditioning file in the same run,
 with a film of one picture and no figures. Starting is part of the time, as it is of a batch.
+One at a time takes long, so --alone lets that setup make fewer objects.
 
-    python benchmarks/batch_throughput.py --conditioning test.safetensors --trials 16 \\
-        --together 8 --workers 4 --out throughput.json
+    python benchmarks/batch_throughput.py --conditioning test.safetensors --trials 80 --alone 3 \\
+        --together 8 --workers 4 --combined 5x16 --out throughput.json
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ os.environ.setdefault("THREESTUDIO_EEG_HOST", "builtin")
 
 from eeg_encoder.files import write_json  # noqa: E402
 
-QUICK = {"trials": 2, "steps": 6, "together": [2], "workers": [2]}
+QUICK = {"trials": 2, "steps": 6, "together": [2], "workers": [2], "combined": []}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,12 +35,12 @@ def main(arguments: list[str] | None = None) -> None:
     report: dict[str, Any] = {"machine": machine(options.device), "setups": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name, run in setups(options, Path(folder)).items():
-            row = timed(run, options)
+            row = timed(run, options.steps)
             report["setups"][name] = row
             first = next(iter(report["setups"].values()))
             row["ratio"] = row["objects_per_hour"] / first["objects_per_hour"]
             print(
-                f"{name:28}{row['objects_per_hour']:12.1f} objects/h"
+                f"{name:36}{row['objects_per_hour']:12.1f} objects/h"
                 f"{row['steps_per_second']:10.2f} steps/s{row['ratio']:8.2f}x",
                 flush=True,
             )
@@ -58,6 +60,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--together", type=int, nargs="*", default=[4, 8])
     parser.add_argument("--workers", type=int, nargs="*", default=[4])
+    parser.add_argument(
+        "--combined",
+        nargs="*",
+        default=[],
+        metavar="KxN",
+        help="K objects together in each of N processes",
+    )
+    parser.add_argument("--alone", type=int, help="objects made one at a time; default --trials")
+    parser.add_argument("--gpus", type=int, nargs="*", default=[1], help="for the combined setups")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="a few steps: the ratios only hint")
@@ -70,17 +81,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def setups(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], list[Any]]]:
     """The setups by name, each a function that makes all objects and returns their rows."""
-    choices = {"one at a time": (1, 1)}
-    choices |= {f"{k} together": (k, 1) for k in options.together}
-    choices |= {f"{n} processes": (1, n) for n in options.workers}
+    many = options.trials
+    choices = {"one at a time": (1, 1, 1, options.alone or many)}
+    choices |= {f"{k} together": (k, 1, 1, many) for k in options.together}
+    choices |= {f"{n} processes": (1, n, 1, many) for n in options.workers}
+    for word in options.combined:
+        k, n = (int(part) for part in word.split("x"))
+        for gpus in options.gpus:
+            choices[f"{k} together, {n} processes, {gpus} GPU"] = (k, n, gpus, many * gpus)
     return {
-        name: lambda k=k, n=n, name=name: batch(options, folder / name.replace(" ", "-"), k, n)
-        for name, (k, n) in choices.items()
+        name: partial(batch, options, folder / name.replace(" ", "-"), *choice)
+        for name, choice in choices.items()
     }
 
 
-def batch(options: argparse.Namespace, out: Path, together: int, workers: int) -> list[Any]:
-    """Make the objects as ``threestudio-eeg batch`` does."""
+def batch(
+    options: argparse.Namespace, out: Path, together: int, workers: int, gpus: int, trials: int
+) -> list[Any]:
+    """Make the objects as ``threestudio-eeg batch`` does, ``workers`` on each GPU."""
     from threestudio_eeg.batch.command import BatchOptions, run_batch
 
     steps = f"trainer.max_steps={options.steps}"
@@ -90,9 +108,10 @@ def batch(options: argparse.Namespace, out: Path, together: int, workers: int) -
             source=options.conditioning,
             configs=(Path(options.config),),
             out=out,
-            trials=tuple(str(i) for i in range(options.trials)),
+            trials=tuple(str(i) for i in range(trials)),
             overrides=(steps, *no_pictures, *options.override),
-            workers=workers,
+            workers=workers * gpus,
+            gpus=gpus,
             together=together,
             retries=0,
             device=options.device,
@@ -101,7 +120,7 @@ def batch(options: argparse.Namespace, out: Path, together: int, workers: int) -
     )
 
 
-def timed(run: Callable[[], list[Any]], options: argparse.Namespace) -> dict[str, Any]:
+def timed(run: Callable[[], list[Any]], steps: int) -> dict[str, Any]:
     """Objects an hour and steps a second of one setup; failures are counted."""
     began = time.perf_counter()
     rows = run()
@@ -115,7 +134,7 @@ def timed(run: Callable[[], list[Any]], options: argparse.Namespace) -> dict[str
         "made": made,
         "failed": len(rows) - made,
         "objects_per_hour": 3600 * made / seconds,
-        "steps_per_second": made * options.steps / seconds,
+        "steps_per_second": made * steps / seconds,
     }
 
 

@@ -168,6 +168,9 @@ def batch(
     ] = 1,
     retries: Annotated[int, typer.Option(min=0, help="Further attempts after a failure.")] = 1,
     device: Annotated[str, DEVICE] = "auto",
+    gpus: Annotated[
+        OptionalInt, typer.Option(help="Of this machine, with local; default all of them.")
+    ] = None,
     gpus_per_trial: Annotated[
         float, typer.Option(help="Share of a GPU that a process takes, with ray on CUDA.")
     ] = 1.0,
@@ -209,6 +212,7 @@ def batch(
             together=together,
             retries=retries,
             device=resolve_device(device),
+            gpus=gpus,
             gpus_per_trial=gpus_per_trial,
             ray_address=ray_address,
             objects=objects,

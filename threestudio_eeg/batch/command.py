@@ -26,7 +26,8 @@ class BatchOptions:
     """Options of the command.
 
     ``together`` objects share one process and one guidance, ``workers`` processes are side by
-    side. ``retries`` are further attempts of a trial that failed.
+    side, spread over ``gpus`` GPUs (default all that are visible). ``retries`` are further
+    attempts of a trial that failed.
     """
 
     source: Path
@@ -39,6 +40,7 @@ class BatchOptions:
     together: int = 1
     retries: int = 1
     device: str = "cpu"
+    gpus: int | None = None
     gpus_per_trial: float = 1.0
     ray_address: str | None = None
     objects: Path | None = None
@@ -131,7 +133,14 @@ def _engine(options: BatchOptions, settings: Settings) -> Engine:
 
         gpus = options.gpus_per_trial if options.device == "cuda" else 0.0
         return RayEngine(settings, options.workers, gpus, options.ray_address)
+    return LocalEngine(settings, options.workers, _local_gpus(options))
+
+
+def _local_gpus(options: BatchOptions) -> int:
     import torch
 
-    gpus_here = torch.cuda.device_count() if options.device == "cuda" else 1
-    return LocalEngine(settings, options.workers, max(gpus_here, 1))
+    here = max(torch.cuda.device_count() if options.device == "cuda" else 1, 1)
+    wanted = here if options.gpus is None else options.gpus
+    if not 1 <= wanted <= here:
+        raise InputError("command line", "--gpus", wanted, f"1 to {here}")
+    return wanted

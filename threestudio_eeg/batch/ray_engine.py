@@ -50,7 +50,7 @@ class RayEngine:
         room = int(gpus / gpus_per_job + 1e-6) if gpus_per_job else int(cpus)
         self.slots = min(n, room) if n else max(room, 1)
         options = {"num_gpus": gpus_per_job, "num_cpus": 1, "max_retries": 0}
-        self._task = ray.remote(**options)(work_on)
+        self._task = ray.remote(**options)(work_on)  # type: ignore[call-overload,unused-ignore]
         self._running: dict[Any, Job] = {}
 
     def submit(self, job: Job) -> None:
