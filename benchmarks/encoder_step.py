@@ -1,37 +1,47 @@
 """A step of the first stage at the published size: vectorised losses beside per-sample loops.
 
-    python benchmarks/encoder_step.py --device cuda --out figures/encoder_step.json
+    python benchmarks/encoder_step.py --device cuda --bf16 --published CHECKOUT --out step.json
     python benchmarks/encoder_step.py --preset small --batch 8 --large 32 --repeats 3
 
-The references are the loss written down as its formulas are (3D-Telepathy, first stage): for every
-channel and sample a loop over the other samples, every vector normalised where it is used; and the
-same with the loops that the public code has, over pairs and over channels. All steps have the same
-network, masks, optimiser and precision; they differ in the loss only. Printed: the losses and their
-difference, medians and their ratio to ours of (a) loss forward and backward alone and (b) the whole
-step, then the whole step at the large batch with its peak memory.
+``--published`` is a checkout of the authors' code (see :mod:`published_stage`): its loss of our
+reconstructions and gradients, its whole loss with our weights and masks, and its own training loop
+in half precision, all in this process. The other references are the loss written down as its
+formulas are (3D-Telepathy, first stage): for every channel and sample a loop over the other
+samples, every vector normalised where it is used; and the same with the loops that the public code
+has, over pairs and over channels. These steps have the same network, masks, optimiser and precision
+as ours; they differ in the loss only. Printed: the losses and their difference, medians and their
+ratio to ours of (a) loss forward and backward alone and (b) the whole step; on a GPU our step with
+its passes recorded as CUDA graphs; then the step at the large batch with its peak memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
+from published_stage import Published  # noqa: E402
 from timing import machine, median_ms  # noqa: E402
 
 from eeg_encoder import models  # noqa: E402
 from eeg_encoder.files import write_json  # noqa: E402
+from eeg_encoder.models.layers import random_mask  # noqa: E402
 from eeg_encoder.objectives import merl_loss  # noqa: E402
 
 TEMPERATURE, SELF_WEIGHT, CROSS_WEIGHT = 0.1, 1.0, 0.5
+PUBLISHED_SIZES = (
+    "patch", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads",
+)  # fmt: skip
 
 
 def looped_contrast(view: Tensor, positive: Tensor) -> Tensor:
@@ -95,6 +105,20 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+class Passes(nn.Module):
+    """The network under two masks and the loss, as one module that a CUDA graph can record."""
+
+    def __init__(self, network: Any, visible: int) -> None:
+        super().__init__()
+        self.network, self.visible = network, visible
+
+    def forward(self, signals: Tensor, hidden: Tensor) -> Tensor:
+        """Loss of signals (B, C, T) under masks (2 B, n) bool."""
+        both = torch.cat([signals, signals])
+        first, second = self.network.redraw(both, None, hidden, self.visible).float().chunk(2)
+        return merl_loss(first, second, signals)
+
+
 class Step:
     """One training step of the masked autoencoder, with any of the losses."""
 
@@ -105,28 +129,62 @@ class Step:
         self.network: Any = models.build("masked_autoencoder", preset=arguments.preset, **sizes).to(
             self.device
         )
+        self.network.head.requires_grad_(False)
+        trained = [p for p in self.network.parameters() if p.requires_grad]
         self.adam = torch.optim.AdamW(
-            self.network.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.05,
+            trained, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.05,
             fused=self.device.startswith("cuda"),
         )  # fmt: skip
+        self.visible = int(self.network.n_tokens * 0.25)
+
+    def masks(self, batch: int) -> Tensor:
+        """(2 B, n) bool, the same at every call."""
+        generator = torch.Generator(self.device).manual_seed(1)
+        tokens = self.network.n_tokens
+        return random_mask(2 * batch, tokens, 0.75, device=self.device, generator=generator)
+
+    def precision(self, cache: bool = True) -> contextlib.AbstractContextManager[Any]:
+        """Of the network."""
+        kind = self.device.split(":")[0]
+        return torch.autocast(kind, torch.bfloat16, enabled=self.amp, cache_enabled=cache)
 
     def draw(self, signals: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstructions under two masks, the same at every call."""
-        masks = torch.Generator(self.device).manual_seed(1)
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.amp):
-            first, second = (
-                self.network.reconstruct(signals, None, 0.75, masks)[0] for _ in range(2)
-            )
-        return first.float(), second.float()
+        hidden = self.masks(len(signals))
+        both = torch.cat([signals, signals])
+        with self.precision():
+            drawn = self.network.redraw(both, None, hidden, self.visible)
+        first, second = drawn.float().chunk(2)
+        return first, second
 
     def whole(self, signals: Tensor, loss: Callable[..., Tensor]) -> Tensor:
         """Forward, backward, optimiser."""
         self.adam.zero_grad(set_to_none=True)
         value = loss(*self.draw(signals), signals)
+        self.update(value)
+        return value.detach()
+
+    def update(self, value: Tensor) -> None:
+        """Backward, clipping, optimiser."""
         value.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 0.8)
         self.adam.step()
-        return value.detach()
+
+    def recorded(self, signals: Tensor) -> Callable[[], Tensor]:
+        """The same step as :meth:`whole` with both passes recorded as CUDA graphs."""
+        passes: Any = Passes(self.network, self.visible)
+        hidden = self.masks(len(signals))
+        self.adam.zero_grad(set_to_none=True)
+        with self.precision(cache=False):
+            run = torch.cuda.make_graphed_callables(passes, (signals, hidden))
+
+        def step() -> Tensor:
+            self.adam.zero_grad(set_to_none=True)
+            value = run(signals, self.masks(len(signals)))
+            self.update(value)
+            return value.detach()
+
+        return step
 
 
 def signals_of(arguments: argparse.Namespace, batch: int) -> Tensor:
@@ -136,14 +194,16 @@ def signals_of(arguments: argparse.Namespace, batch: int) -> Tensor:
     return torch.randn(shape, device=arguments.device, generator=generator)
 
 
-def compare(step: Step, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def compare(
+    step: Step, arguments: argparse.Namespace, losses: dict[str, Callable[..., Tensor]]
+) -> list[dict[str, Any]]:
     """Every loss on the same reconstructions: value, gradient, time alone and in a step."""
     signals = signals_of(arguments, arguments.batch)
     with torch.no_grad():
         drawn = step.draw(signals)
     rows: list[dict[str, Any]] = []
     answer: Tensor | None = None
-    for name, loss in LOSSES.items():
+    for name, loss in losses.items():
         first, second = (view.clone().requires_grad_() for view in drawn)
         value = loss(first, second, signals)
         value.backward()
@@ -154,8 +214,7 @@ def compare(step: Step, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             views = [view.clone().requires_grad_() for view in drawn]
             loss(*views, signals).backward()
 
-        slow = name == "loops over channels and samples"
-        repeats = max(1, arguments.repeats // 5) if slow else arguments.repeats
+        repeats = max(1, arguments.repeats // 5) if "loops" in name else arguments.repeats
         rows.append(
             {
                 "loss": name,
@@ -193,6 +252,60 @@ def large(step: Step, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def recorded_row(step: Step, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Our step with its passes recorded as CUDA graphs; its loss beside the eager one's."""
+    signals = signals_of(arguments, arguments.batch)
+    with torch.no_grad():
+        eager = float(merl_loss(*step.draw(signals), signals))
+    run = step.recorded(signals)
+    value = float(run())
+    return {
+        "loss": value,
+        "eager_loss": eager,
+        "step_ms": median_ms(run, arguments.device, arguments.repeats, 3),
+    }
+
+
+def published_row(
+    step: Step, published: Published, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The authors' model: its loss with our weights and masks, its training loop's time."""
+    signals = signals_of(arguments, arguments.batch)
+    published.take_weights(step.network)
+    hidden = step.masks(arguments.batch)
+    with torch.no_grad():
+        theirs = float(published.whole_loss(signals, torch.stack(hidden.chunk(2))))
+        both = torch.cat([signals, signals])
+        views = step.network.redraw(both, None, hidden, step.visible).chunk(2)
+        ours = float(merl_loss(*views, signals))
+    row: dict[str, Any] = {
+        "parameters": published.parameters(),
+        "blocks": published.timm,
+        "loss_ours": ours,
+        "loss_theirs": theirs,
+        "difference": abs(ours - theirs),
+    }
+    on_gpu = arguments.device.startswith("cuda")
+    if on_gpu:
+        train = published.training()
+        row["correlation"] = train(signals)
+        row["step_ms"] = median_ms(
+            lambda: train(signals), arguments.device, max(2, arguments.repeats // 2), 2
+        )
+    return row
+
+
+def guarded(what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The part's result, printed; a failure costs the part only."""
+    try:
+        found = make()
+    except Exception as error:
+        traceback.print_exc()
+        found = {"error": f"{type(error).__name__}: {error}"[:400]}
+    print(what, json.dumps(found), flush=True)
+    return found
+
+
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -203,31 +316,68 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--large", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--bf16", action="store_true", help="autocast the network to bfloat16")
+    parser.add_argument("--bf16", action="store_true", help="autocast our network to bfloat16")
+    parser.add_argument("--published", type=Path, default=None, help="checkout of their code")
+    parser.add_argument("--no-slow", action="store_true", help="leave the slowest loop out")
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     if arguments.samples is None:
         arguments.samples = 512 if arguments.preset == "faithful" else 510
+    on_gpu = arguments.device.startswith("cuda")
     step = Step(arguments)
-    rows = compare(step, arguments)
+    result: dict[str, Any] = {
+        "settings": {k: str(v) for k, v in vars(arguments).items() if k != "out"},
+        **machine(arguments.device),
+    }
+
+    def save() -> None:
+        if arguments.out is not None:
+            write_json(arguments.out, result)
+
+    losses = dict(LOSSES)
+    if arguments.no_slow:
+        del losses["loops over channels and samples"]
+    published = None
+    if arguments.published is not None:
+        presets = dict(step.network.presets[arguments.preset])
+        sizes = {name: presets[name] for name in PUBLISHED_SIZES if name in presets}
+        sizes |= {"channels": arguments.channels, "samples": arguments.samples}
+        published = Published(arguments.published, arguments.device, **sizes)
+        losses = {"vectorised": merl_loss, "published": published.loss_of, **losses}
+    rows = compare(step, arguments, losses)
     print(f"{'loss':32s} {'value':>10s} {'|diff|':>8s} {'loss ms':>9s} {'ratio':>7s} "
           f"{'step ms':>9s} {'ratio':>7s}")  # fmt: skip
     for row in rows:
         print(
             f"{row['loss']:32s} {row['value']:10.6f} {row['difference']:8.1e} "
             f"{row['loss_ms']:9.2f} {row['loss_ratio']:7.1f} "
-            f"{row['step_ms']:9.2f} {row['step_ratio']:7.1f}"
+            f"{row['step_ms']:9.2f} {row['step_ratio']:7.1f}",
+            flush=True,
         )
+    result["rows"] = rows
+    save()
+    if published is not None:
+        whole = published
+        result["published"] = guarded(
+            "published, whole:", lambda: published_row(step, whole, arguments)
+        )
+        save()
+        del whole, published, losses
+    if on_gpu:
+        result["recorded"] = guarded("recorded:", lambda: recorded_row(step, arguments))
+        save()
+        torch.cuda.empty_cache()
+    result["large"] = guarded("large batch:", lambda: large(step, arguments))
+    theirs = result.get("published", {}).get("step_ms")
+    for name, own in (
+        ("eager", rows[0]["step_ms"]), ("recorded", result.get("recorded", {}).get("step_ms")),
+    ):  # fmt: skip
+        if theirs and own:
+            result[f"ratio_{name}"] = theirs / own
+            print(f"published step / ours, {name}: {theirs / own:.1f}")
+    save()
     assert all(row["difference"] < 1e-5 for row in rows), "losses disagree"
     assert all(row["gradient_error"] < 1e-3 for row in rows), "gradients disagree"
-    many = large(step, arguments)
-    print(json.dumps(many))
-    if arguments.out is not None:
-        settings = {k: v for k, v in vars(arguments).items() if k != "out"}
-        write_json(
-            arguments.out,
-            {"settings": settings, "rows": rows, "large": many, **machine(arguments.device)},
-        )
 
 
 if __name__ == "__main__":

@@ -184,6 +184,17 @@ def random_mask(
     return rank >= kept
 
 
-def visible_tokens(tokens: Tensor, hidden: Tensor) -> Tensor:
-    """(B, n, ...) without the hidden ones (B, n), of which each row has the same number."""
-    return tokens[~hidden].reshape(len(tokens), -1, *tokens.shape[2:])
+def visible_tokens(tokens: Tensor, hidden: Tensor, count: int | None = None) -> Tensor:
+    """(B, n, ...) without the hidden ones (B, n), of which each row has the same number.
+
+    With ``count``, the number of visible tokens, nothing waits for the device.
+    """
+    if count is None:
+        return tokens[~hidden].reshape(len(tokens), -1, *tokens.shape[2:])
+    places = visible_first(hidden)[:, :count]
+    return torch.take_along_dim(tokens, places.reshape(*places.shape, *[1] * (tokens.ndim - 2)), 1)
+
+
+def visible_first(hidden: Tensor) -> Tensor:
+    """Places of tokens (B, n): the visible ones in order, then the hidden ones in order."""
+    return hidden.to(torch.uint8).argsort(dim=1, stable=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from . import register
 from .base import TokenEncoder
-from .layers import Block, random_mask, sincos_positions, visible_tokens
+from .layers import Block, random_mask, sincos_positions, visible_first, visible_tokens
 
 
 @register("masked_autoencoder")
@@ -143,8 +143,17 @@ class MaskedAutoencoder(TokenEncoder):
         hidden = random_mask(
             len(signals), self.n_tokens, ratio, device=signals.device, generator=generator
         )
-        drawn = self.draw(self.encode(signals, subject, hidden), hidden)
+        drawn = self.redraw(signals, subject, hidden, int(self.n_tokens * (1 - ratio)))
         return drawn, hidden.repeat_interleave(self.patch, dim=1)
+
+    def redraw(
+        self, signals: Tensor, subject: Tensor | None, hidden: Tensor, visible: int
+    ) -> Tensor:
+        """The whole signals (B, C, T) from their visible tokens, ``visible`` in each row.
+
+        A function of its tensors that never waits for the device, so a CUDA graph can record it.
+        """
+        return self.draw(self.encoder(self.front(signals, subject), hidden, visible), hidden)
 
 
 class PatchEncoder(nn.Module):
@@ -173,11 +182,13 @@ class PatchEncoder(nn.Module):
         self.apply(_published_start)
         nn.init.normal_(self.cls, std=0.02)
 
-    def forward(self, signals: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """``hidden`` (B, n_tokens) bool, the same number in each row."""
+    def forward(
+        self, signals: Tensor, hidden: Tensor | None = None, visible: int | None = None
+    ) -> Tensor:
+        """``hidden`` (B, n_tokens) bool, the same number in each row; ``visible``: the others."""
         tokens = self.embed(signals).transpose(1, 2) + self.positions.to(signals)
         if hidden is not None:
-            tokens = visible_tokens(tokens, hidden)
+            tokens = visible_tokens(tokens, hidden, visible)
         tokens = torch.cat([self.cls.expand(len(tokens), -1, -1).to(tokens), tokens], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
@@ -213,9 +224,10 @@ class PatchDecoder(nn.Module):
     def forward(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """(B, 1 + visible, width_in) and (B, n_tokens) bool to (B, n_tokens, out)."""
         tokens = self.enter(tokens)
-        visible = tokens[:, 1:].reshape(-1, tokens.shape[2])
-        whole = self.mask_token.to(tokens).repeat(*hidden.shape, 1)
-        whole[~hidden] = visible
+        b, n = hidden.shape
+        blank = self.mask_token.to(tokens).expand(b, n + 1 - tokens.shape[1], -1)
+        back = visible_first(hidden).argsort(dim=1)[:, :, None]
+        whole = torch.cat([tokens[:, 1:], blank], dim=1).take_along_dim(back, 1)
         x = torch.cat([tokens[:, :1], whole], dim=1) + self.positions.to(tokens)
         for block in self.blocks:
             x = block(x)

@@ -105,17 +105,12 @@ class Pretraining(Stage):
         self, signals: Tensor, subjects: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
         c = self.config
-        drawn, hidden = zip(
-            *(
-                self.drawing.reconstruct(signals, subjects, c.mask_ratio, generator)
-                for _ in range(2)
-            ),
-            strict=True,
-        )
+        both = torch.cat([signals, signals]), torch.cat([subjects, subjects])
+        drawn, hidden = self.drawing.reconstruct(*both, c.mask_ratio, generator)
         return merl_stage_1(
-            torch.stack(drawn),
+            torch.stack(drawn.chunk(2)),
             signals,
-            torch.stack(hidden),
+            torch.stack(hidden.chunk(2)),
             self_weight=c.self_weight,
             cross_weight=c.cross_weight,
             mse_weight=c.mse_weight,

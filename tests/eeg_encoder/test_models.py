@@ -7,7 +7,12 @@ from safetensors.torch import load, save
 from eeg_encoder import models
 from eeg_encoder.errors import InputError
 from eeg_encoder.models.base import TokenEncoder
-from eeg_encoder.models.layers import PositionMixing, SubjectMixing, random_mask
+from eeg_encoder.models.layers import (
+    PositionMixing,
+    SubjectMixing,
+    random_mask,
+    visible_tokens,
+)
 from eeg_encoder.models.token_head import TokenHead
 
 SMALL = {
@@ -139,6 +144,29 @@ def test_tokens(name):
     part = model.encode(signals_of(), None, hidden)
     assert whole.shape[2] == part.shape[2] == model.width
     assert whole.shape[1] - part.shape[1] == model.n_tokens - visible
+
+
+def test_counted_tokens_are_the_visible_ones():
+    hidden = random_mask(4, 12, 0.75, device="cpu")
+    for tokens in (torch.randn(4, 12, 3), torch.randn(4, 12, 3, 2)):
+        torch.testing.assert_close(
+            visible_tokens(tokens, hidden, 3), visible_tokens(tokens, hidden), rtol=0, atol=0
+        )
+
+
+def test_redrawing_puts_tokens_back_in_their_places():
+    model = small("masked_autoencoder").eval()
+    hidden = random_mask(4, model.n_tokens, 0.75, device="cpu")
+    seen = []
+    model.decoder.blocks[0].register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    drawn = model.redraw(signals_of(), None, hidden, int(model.n_tokens * 0.25))
+    tokens = model.encode(signals_of(), None, hidden)
+    torch.testing.assert_close(drawn, model.draw(tokens, hidden))
+    entered = model.decoder.enter(tokens)
+    whole = model.decoder.mask_token.repeat(4, model.n_tokens, 1).detach()
+    whole[~hidden] = entered[:, 1:].reshape(-1, whole.shape[2]).detach()
+    expected = torch.cat([entered[:, :1], whole], dim=1) + model.decoder.positions
+    torch.testing.assert_close(seen[0], expected)
 
 
 @pytest.mark.parametrize(
