@@ -92,6 +92,7 @@ SETUPS: dict[str, Setup] = {
     "fused": _FUSED,
     "fused, chunks of 4 M": replace(_FUSED, renderer={"train_chunk_size": 1 << 22}),
     "fused, graph kept": replace(_FUSED, renderer={"train_chunk_size": 0}),
+    "fused, norms": replace(_FUSED, guidance={"fused_norms": True}),
     "fused, compile": replace(_FUSED, guidance={"acceleration": "compile"}),
     "fused, shared noise": replace(_FUSED, guidance={"lora_shares_noise": True}),
     "fused, compile, shared noise": replace(
@@ -237,7 +238,7 @@ class TrainingStep:
             (out["loss_vsd"] + out["loss_lora"]).backward()
 
         step()
-        base = _allocated(device)
+        base = allocated(device)
         _reset_peak(device)
         ms = median_ms(step, device, repeats, warm_up=1)
         peak = _peak(device)["peak GB"]
@@ -247,11 +248,11 @@ class TrainingStep:
         """What a training render keeps of a sample until its backward pass, and takes in it."""
         device, batch = self.world.device, self.camera(0)
         self.optimizer.zero_grad(set_to_none=True)
-        base = _allocated(device)
+        base = allocated(device)
         _reset_peak(device)
         with self._autocast():
             out = self.renderer(**batch)
-        kept, count = _allocated(device) - base, len(out["weights"])
+        kept, count = allocated(device) - base, len(out["weights"])
         (out["comp_rgb"].square().mean() + out["opacity"].mean()).backward()
         peak = _peak(device)["peak GB"] - base
         rays = batch["rays_o"].numel() // 3
@@ -285,8 +286,9 @@ def _cameras(side: int) -> Any:
     return data.train_dataset
 
 
-def _allocated(device: str) -> float:
-    return torch.cuda.memory_allocated() / 1e9 if device.startswith("cuda") else float("nan")
+def allocated(device: str) -> float:
+    """Memory of tensors, in 10**9 bytes; NaN on a CPU."""
+    return torch.cuda.memoryallocated() / 1e9 if device.startswith("cuda") else float("nan")
 
 
 def _reset_peak(device: str) -> None:
@@ -300,4 +302,4 @@ def _peak(device: str) -> dict[str, float]:
     if not device.startswith("cuda"):
         return {"peak GB": float("nan"), "reserved GB": float("nan")}
     reserved = torch.cuda.max_memory_reserved() / 1e9
-    return {"peak GB": torch.cuda.max_memory_allocated() / 1e9, "reserved GB": reserved}
+    return {"peak GB": torch.cuda.max_memoryallocated() / 1e9, "reserved GB": reserved}

@@ -33,13 +33,13 @@ os.environ.setdefault("THREESTUDIO_EEG_HOST", "builtin")
 
 import torch  # noqa: E402
 from guidance_setups import World, pipeline_of  # noqa: E402
-from step_setups import PARTS, SETUPS, TrainingStep, stood_in  # noqa: E402
+from step_setups import PARTS, SETUPS, TrainingStep, allocated, stood_in  # noqa: E402
 from timing import machine  # noqa: E402
 from vsd_step import FOR_UPSTREAM, SIDES, floor_ms  # noqa: E402
 
 from eeg_encoder.files import write_json  # noqa: E402
 
-USUAL = ("upstream", "default", "fused")
+USUAL = ("upstream", "default", "fused", "fused, norms")
 SAMPLES = {"sd15": 512, "small": 32, "tiny": 32}
 RENDERED_SIDE = {"small": 32}
 LAST_LINES = 15
@@ -96,6 +96,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.setups is None:
         can = options.size in FOR_UPSTREAM and "THREESTUDIO_ROOT" in os.environ
         options.setups = [name for name in USUAL if can or not SETUPS[name].upstream]
+        if not options.device.startswith("cuda"):
+            options.setups = [n for n in options.setups if not SETUPS[n].guidance]
     return options
 
 
@@ -195,6 +197,7 @@ def one(options: argparse.Namespace) -> int:
         dtype = torch.float16 if options.device.startswith("cuda") else torch.float32
         world = World.of(options.size, options.pipeline, 1, options.device, dtype)
         step = TrainingStep(setup, world, options.side, options.samples)
+        row["built GB"] = allocated(options.device)
         for _ in range(max(options.warm_up, 1)):
             step()
         if options.device.startswith("cuda"):
@@ -274,6 +277,7 @@ def table(rows: dict[str, dict[str, Any]], order: list[str]) -> None:
             print(f", {key} {row.get(key, float('nan')):.0f}", end="")
         above = row.get("guidance GB above what it keeps", float("nan"))
         print(f", guidance {above:.2f} GB above what it keeps", end="")
+        print(f", built {row.get('built GB', float('nan')):.2f} GB", end="")
         if "floor" in row:
             floor = row["floor"]
             times_floor = row.get("guidance alone", float("nan")) / floor["ms"]

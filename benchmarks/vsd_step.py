@@ -40,6 +40,7 @@ OURS: dict[str, dict[str, Any]] = {
     "eager": {"acceleration": "none"},
     "graphs": {"acceleration": "graphs"},
     "graphs, two passes": {"acceleration": "graphs", "one_pass_scores": False},
+    "graphs, fused norms": {"acceleration": "graphs", "fused_norms": True},
     "graphs, channels last": {"acceleration": "graphs", "channels_last": True},
     "graphs, checkpoints": {
         "acceleration": "graphs",
@@ -118,7 +119,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.setups is None:
         left_out = set() if "THREESTUDIO_ROOT" in os.environ else {"upstream"}
-        left_out |= set() if cuda else {name for name in OURS if "compile" in name}
+        on_gpu = ("compile", "fused norms")
+        left_out |= set() if cuda else {n for n in OURS if any(word in n for word in on_gpu)}
         left_out |= set() if options.size in FOR_UPSTREAM else {"upstream"}
         options.setups = [name for name in known if name not in left_out]
     return options
@@ -362,6 +364,7 @@ def pieces(world: World, side: int, options: Any) -> dict[str, Any]:
     setups = {
         "eager": {"acceleration": "none"},
         "graphs": {"acceleration": "graphs"},
+        "graphs, fused norms": {"acceleration": "graphs", "fused_norms": True},
         "graphs, channels last": {"acceleration": "graphs", "channels_last": True},
         "compile": {"acceleration": "compile"},
         "compile, channels last": {"acceleration": "compile", "channels_last": True},

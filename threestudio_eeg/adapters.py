@@ -119,6 +119,9 @@ class AdaptedLinear(nn.Module):
         if first is None:
             return out
         delta = _map(self.up, _map(self.down, x[first:], self._route.which), self._route.which)
+        if not torch.is_grad_enabled():
+            out[first:] += delta
+            return out
         return out + delta if first == 0 else torch.cat([out[:first], out[first:] + delta])
 
 

@@ -44,7 +44,8 @@ class ScoreDistillation(BaseModule):
         compiles the networks, which takes minutes; ``auto`` is ``graphs`` on CUDA and ``none``
         elsewhere. ``compile_mode`` is torch.compile's. ``channels_last``: the networks' memory
         format. ``checkpoint_unet``, ``checkpoint_vae``: compute activations again in the backward
-        pass. ``vae_slicing``: encode one picture at a time.
+        pass. ``vae_slicing``: encode one picture at a time. ``fused_norms``: the VAE's
+        normalisations and activations in kernels of our own, on CUDA, where nothing is compiled.
         """
 
         pretrained_model_name_or_path: str = "phantom"
@@ -71,6 +72,7 @@ class ScoreDistillation(BaseModule):
         checkpoint_unet: bool = False
         checkpoint_vae: bool = False
         vae_slicing: bool = False
+        fused_norms: bool = False
 
     cfg: Any
     kind = ""
@@ -103,6 +105,9 @@ class ScoreDistillation(BaseModule):
     def _configure_acceleration(self) -> None:
         cfg = self.cfg
         self.acceleration = resolve_acceleration(cfg.acceleration, self.device)
+        if cfg.fused_norms and (self.acceleration == "compile" or self.device.type != "cuda"):
+            expected = "false where the networks are compiled, which fuses them too, and on a CPU"
+            raise InputError(f"eeg-{self.kind}-guidance", "fused_norms", True, expected)
         # A CPU takes the renders as they are, with channels innermost.
         innermost = cfg.channels_last or self.device.type == "cpu"
         self._memory_format = torch.channels_last if innermost else torch.contiguous_format
@@ -112,6 +117,7 @@ class ScoreDistillation(BaseModule):
             unet_checkpointing=self._unet_checkpointing(),
             vae_checkpointing=cfg.checkpoint_vae,
             vae_slicing=cfg.vae_slicing,
+            fused_norms=cfg.fused_norms,
             compile_mode=cfg.compile_mode if self.acceleration == "compile" else None,
         )
         self._recorded = None if self.acceleration == "none" else RecordedStep(self)
@@ -252,7 +258,9 @@ class ScoreDistillation(BaseModule):
         pixels = (picture * 2 - 1).to(self.pipeline.dtype)
         posterior = self.pipeline.vae.encode(pixels).latent_dist
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        return latents.float() * self.pipeline.scaling_factor
+        latents = latents.float() * self.pipeline.scaling_factor
+        # Fused norms leave channels innermost, and the U-Net would go on with that.
+        return latents.contiguous() if self.cfg.fused_norms else latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] of latents (B, C, h, w)."""

@@ -457,6 +457,26 @@ def test_a_cuda_graph_gives_the_results_of_the_eager_step(
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("single_precision")
+@pytest.mark.parametrize("acceleration", ["none", "graphs"])
+def test_fused_norms_give_the_results_of_the_eager_step(
+    folder: Path, eeg: Path, acceleration: str
+) -> None:
+    config = {"half_precision_weights": False, "acceleration": acceleration}
+    said = prompt(folder, eeg, device="cuda")
+    plain = guidance(VSDGuidance, folder, "cuda", **{**config, "acceleration": "none"})
+    eager = results(plain, said, device="cuda")
+    fused = guidance(VSDGuidance, folder, "cuda", fused_norms=True, **config)
+    for _ in range(2):
+        assert_same(results(fused, said, device="cuda"), eager, rtol=2e-2, atol=1e-4)
+
+
+def test_fused_norms_are_refused_where_they_cannot_be(folder: Path) -> None:
+    with pytest.raises(InputError, match="fused_norms"):
+        guidance(VSDGuidance, folder, fused_norms=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("single_precision")
 @pytest.mark.parametrize("config", [{}, {"lora_shares_noise": True}])
 def test_a_compiled_cuda_graph_gives_the_results_of_the_eager_step(
     folder: Path, eeg: Path, config: dict[str, Any]

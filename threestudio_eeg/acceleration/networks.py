@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .norm_silu import fuse_norms
+
 
 def prepare_networks(
     pipeline: Any,
@@ -15,6 +17,7 @@ def prepare_networks(
     unet_checkpointing: Callable[..., Any] | None = None,
     vae_checkpointing: bool = False,
     vae_slicing: bool = False,
+    fused_norms: bool = False,
     compile_mode: str | None = None,
 ) -> None:
     """Set up U-Net and VAE in place.
@@ -31,6 +34,8 @@ def prepare_networks(
         Compute the VAE's activations again in the backward pass.
     vae_slicing
         Encode one picture of a batch at a time.
+    fused_norms
+        Normalise and activate in the VAE's encoder by :mod:`.norm_silu`.
     compile_mode
         torch.compile's mode for the U-Net and the VAE's encoder; None leaves them eager. Shapes are
         static: other shapes are compiled anew.
@@ -38,6 +43,8 @@ def prepare_networks(
     if channels_last:
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
+    if fused_norms:
+        fuse_norms(pipeline.vae)
     if unet_checkpointing is not None:
         pipeline.unet.enable_gradient_checkpointing(unet_checkpointing)
     if vae_checkpointing:
