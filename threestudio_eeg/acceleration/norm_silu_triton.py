@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ELEMENTS = 8192
+ELEMENTS = 4096
 """Numbers a program takes in a step."""
 STEPS = 8
 """Steps of a program that adds up."""
