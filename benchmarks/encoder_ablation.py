@@ -1,25 +1,29 @@
 """The encoder's choices on the phantom, one changed at a time, over several seeds.
 
-    python benchmarks/encoder_ablation.py --device cuda --out docs/figures/encoder-ablation.json
+    python benchmarks/encoder_ablation.py --device cuda --workers 14 --out encoder-ablation.json
     python benchmarks/encoder_ablation.py --quick
 
-A simulated recording of people who look at the phantom's objects is made once. Rows of the first
-table are decoded image embeddings of test trials (all repetitions averaged): attention over both
-axes or over time only, with and without masked pre-training; the masked autoencoder with and
-without the joint stage. Rows of the second are *pictures* sampled by the phantom's U-Net from
-decoded tokens, embedded by its image tower: a context head trained through the U-Net with and
-without alignment, and the same after the U-Net was refined. Each figure stands beside the same with
-the EEG of trials shuffled. Simulated data: software verified, nothing said of brains.
+A simulated recording of people who look at the phantom's objects is made once. Rows *embedding* are
+decoded image embeddings of test trials (all repetitions averaged): attention over both axes or over
+time only, with and without masked pre-training; the masked autoencoder with and without its
+earlier stages. Rows *picture* are pictures sampled by the phantom's U-Net from decoded tokens,
+embedded by its image tower: a context head trained through the U-Net with and without alignment,
+and, on request, the same after the U-Net was refined. Each figure stands beside the same with the
+EEG of trials shuffled. Simulated data: software verified, nothing said of brains.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +84,9 @@ class Size:
 
 
 FULL = Size(
-    {"train": 60, "val": 10, "test": 20}, -24.0, None,
+    {"train": 50, "val": 5, "test": 10}, -24.0, None,
     pretrain=30, joint=20, align=30, condition=40, refine=10, batch=64,
-    sampled=256, sampling_steps=20,
+    sampled=200, sampling_steps=20,
 )  # fmt: skip
 QUICK = Size(
     {"train": 4, "val": 1, "test": 2}, -10.0, ("mug", "chair", "table"),
@@ -101,7 +105,7 @@ class World:
     def __init__(self, folder: Path, pipeline: Path, size: Size, device: str) -> None:
         from threestudio_eeg.phantom.recording import make_recording
 
-        simulation = SimulationConfig(subjects=1, snr_db=size.snr_db)
+        simulation = SimulationConfig(subjects=1, snr_db=size.snr_db, held_out_repetitions=8)
         made = make_recording(
             folder / "recording",
             per_category=size.per_category,
@@ -111,7 +115,7 @@ class World:
             device=device,
         )
         self.recording, self.splits, self.pictures = made.trials, made.splits, made.pictures
-        self.pipeline, self.device, self.size = pipeline, device, size
+        self.folder, self.pipeline, self.device, self.size = folder, pipeline, device, size
 
     def paths(self, out: Path, seed: int) -> dict[str, Any]:
         """What every stage's config says."""
@@ -300,40 +304,107 @@ def score_embeddings(world: World, folder: Path) -> dict[str, dict[str, float]]:
     return world.score(encoder, encoder.decode(trials, averaged, device=world.device), trials)
 
 
-def axes_rows(world: World, folder: Path, seed: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Attention over both axes or over time, with and without pre-training."""
+Rows = dict[str, dict[str, dict[str, float]]]
+
+
+def axes_row(
+    world: World, folder: Path, seed: int, *, model: dict[str, Any], pretrained: bool
+) -> Rows:
+    """Attention over both axes or over time, with or without pre-training."""
+    name = "dual self-attention" if model is DUAL else "time only"
+    align_run(world, folder, seed, model, pretrained=pretrained)
+    words = "pre-trained" if pretrained else "from nothing"
+    return {f"embedding: {name}, {words}": score_embeddings(world, folder)}
+
+
+def masked_rows(world: World, folder: Path, seed: int, *, before: bool) -> Rows:
+    """The masked autoencoder aligned from nothing, or after its first and its joint stage."""
+    stages: list[tuple[Path | None, str]] = [(None, "from nothing")]
+    if before:
+        stage1, stage2 = joint_run(world, folder, seed)
+        stages = [(stage1, "pre-trained"), (stage2, "and joint")]
     found = {}
-    for model, name in ((DUAL, "dual self-attention"), (TIME, "time only")):
-        for pretrained in (True, False):
-            words = "pre-trained" if pretrained else "from nothing"
-            out = folder / f"{model['preset']}-{pretrained}"
-            align_run(world, out, seed, model, pretrained=pretrained)
-            found[f"embedding: {name}, {words}"] = score_embeddings(world, out)
+    for init, words in stages:
+        out = folder / words.replace(" ", "-")
+        align_run(world, out, seed, MASKED, pretrained=False, init=init)
+        found[f"embedding: masked autoencoder, {words}"] = score_embeddings(world, out)
     return found
 
 
-def stages_rows(world: World, folder: Path, seed: int) -> dict[str, dict[str, dict[str, float]]]:
-    """The masked autoencoder through all stages."""
+def pictures_rows(world: World, folder: Path, seed: int, *, aligned: bool, refined: bool) -> Rows:
+    """Pictures sampled from the tokens of a context head, its encoder aligned before or only
+    pre-trained."""
+    init, size = folder / "encoder", world.size
     found = {}
-    stage1, stage2 = joint_run(world, folder / "masked", seed)
-    for init, words in ((None, "from nothing"), (stage1, "pre-trained"), (stage2, "and joint")):
-        out = folder / f"masked-{words.replace(' ', '-')}"
-        align_run(world, out, seed, MASKED, pretrained=False, init=init)
-        found[f"embedding: masked autoencoder, {words}"] = score_embeddings(world, out)
-    last = folder / "masked-and-joint"
-    found["picture: image projection, aligned"] = score_pictures(world, last, world.pipeline)
-    for aligned, init in ((True, last), (False, stage2)):
-        words = "aligned" if aligned else "not aligned"
-        out = condition_run(world, folder / f"condition-{aligned}", seed, init, aligned=aligned)
-        found[f"picture: context head, {words}"] = score_pictures(world, out, world.pipeline)
-        refined = refine_run(world, folder / f"refined-{aligned}", seed, out)
+    if aligned:
+        align_run(world, init, seed, MASKED, pretrained=True)
+        found["picture: image projection, aligned"] = score_pictures(world, init, world.pipeline)
+    else:
+        run_pretrain(
+            PretrainRunConfig(
+                **world.paths(init, seed),
+                model=MASKED,
+                pretrain=PretrainConfig(epochs=size.pretrain, batch_size=size.batch),
+            )
+        )
+    words = "aligned" if aligned else "not aligned"
+    out = condition_run(world, folder / "condition", seed, init, aligned=aligned)
+    found[f"picture: context head, {words}"] = score_pictures(world, out, world.pipeline)
+    if refined:
+        pipeline = refine_run(world, folder / "refined", seed, out)
         found[f"picture: context head, {words}, refined U-Net"] = score_pictures(
-            world, out, refined
+            world, out, pipeline
         )
     return found
 
 
-PARTS = {"axes": (axes_rows,), "stages": (stages_rows,), "all": (axes_rows, stages_rows)}
+Task = Callable[[World, Path, int], Rows]
+PARTS: dict[str, list[Task]] = {
+    "pictures": [partial(pictures_rows, aligned=on, refined=False) for on in (True, False)],
+    "refined": [partial(pictures_rows, aligned=on, refined=True) for on in (True, False)],
+    "axes": [
+        partial(axes_row, model=model, pretrained=on)
+        for model in (DUAL, TIME)
+        for on in (True, False)
+    ],
+    "masked": [partial(masked_rows, before=on) for on in (True, False)],
+}
+
+
+def one(world: World, part: str, number: int, seed: int) -> tuple[Rows, float, str]:
+    """A task of a part: its rows, its seconds, and what went wrong."""
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    rows: Rows = {}
+    wrong = ""
+    try:
+        folder = world.folder / f"{part}-{number}-{seed}"
+        rows = PARTS[part][number](world, folder, seed)
+    except Exception as error:
+        traceback.print_exc()
+        wrong = f"{part} {number}, seed {seed}: {type(error).__name__}: {error}"[:400]
+    return rows, time.monotonic() - started, wrong
+
+
+def run_tasks(
+    world: World, tasks: list[tuple[str, int, int]], workers: int, limit: float
+) -> Iterator[tuple[tuple[str, int, int], tuple[Rows, float, str]]]:
+    """Tasks (part, number, seed) and their results, as they end; none after ``limit`` seconds."""
+    end = time.monotonic() + limit
+    if workers < 2:
+        for task in tasks:
+            if time.monotonic() < end:
+                yield task, one(world, *task)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        waiting = [(task, pool.apply_async(one, (world, *task))) for task in tasks]
+        while waiting and time.monotonic() < end:
+            ready = [pair for pair in waiting if pair[1].ready()]
+            for task, result in ready:
+                yield task, result.get()
+            waiting = [pair for pair in waiting if pair not in ready]
+            time.sleep(0.2)
+        pool.terminate()
 
 
 def table(rows: dict[str, list[dict[str, dict[str, float]]]]) -> str:
@@ -364,7 +435,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=None)
     parser.add_argument("--snr-db", type=float, default=None, help="of a single trial")
-    parser.add_argument("--part", choices=list(PARTS), default="all")
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(PARTS), default=["pictures", "axes", "masked"]
+    )
+    parser.add_argument("--workers", type=int, default=1, help="tasks side by side")
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds after the recording")
     parser.add_argument("--quick", action="store_true", help="tiny: shows that it runs")
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
@@ -374,29 +449,45 @@ def main() -> None:
     seeds = arguments.seeds or ([0] if arguments.quick else [0, 1, 2])
     torch.set_num_threads(1 if arguments.device == "cpu" else torch.get_num_threads())
     started = time.monotonic()
-    rows: dict[str, list[dict[str, dict[str, float]]]] = {}
+    rows: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
+    wrong: list[str] = []
+    tasks = [
+        (part, number, seed)
+        for part in arguments.parts
+        for number in range(len(PARTS[part]))
+        for seed in seeds
+    ]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        world = World(folder, phantom_prior(), size, arguments.device)
+        world = World(Path(name), phantom_prior(), size, arguments.device)
         print(f"recording: {time.monotonic() - started:.0f} s", flush=True)
-        for seed in seeds:
-            for part in PARTS[arguments.part]:
-                for row, found in part(world, folder / f"seed-{seed}", seed).items():
-                    rows.setdefault(row, []).append(found)
-            print(f"seed {seed}: {time.monotonic() - started:.0f} s", flush=True)
+        for task, (found, seconds, error) in run_tasks(
+            world, tasks, arguments.workers, arguments.limit
+        ):
+            part, number, seed = task
+            now = time.monotonic() - started
+            print(f"{now:.0f} s: {part} {number}, seed {seed}, {seconds:.0f} s", flush=True)
+            wrong += [error] if error else []
+            for row, figures in found.items():
+                rows.setdefault(row, {})[seed] = figures
+            if arguments.out is not None:
+                record = {
+                    "simulated": True,
+                    "size": vars(size),
+                    "seconds": round(now, 1),
+                    "command": " ".join(sys.argv),
+                    "errors": wrong,
+                    "rows": rows,
+                    **machine(arguments.device),
+                }
+                write_json(arguments.out, record)
     print("simulated; test trials averaged over repetitions; in brackets shuffled EEG; per cent")
-    print(table(rows))
-    if arguments.out is not None:
-        record = {
-            "simulated": True,
-            "seeds": seeds,
-            "size": vars(size),
-            "seconds": round(time.monotonic() - started, 1),
-            "command": " ".join(sys.argv),
-            "rows": rows,
-            **machine(arguments.device),
-        }
-        write_json(arguments.out, record)
+    if rows:
+        print(table({name: list(rows[name].values()) for name in sorted(rows)}))
+    print(
+        f"{len(wrong)} tasks failed; seeds of each row: { {k: sorted(v) for k, v in rows.items()} }"
+    )
+    for line in wrong:
+        print(line)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ a matching task, 61 electrodes; people in 6 folds, none of them in training and 
 folds. PATH holds the folders ``n170_faces_houses`` and ``uci_picture_erp``.
 
 Preprocessing of networks is fitted on training trials. Networks train for a fixed number of epochs;
-``selected`` picks the decoder by cross-validation inside the training trials. ``shuffled`` is the
-committee fitted on permuted labels. ``pyriemann`` (optional, for comparison) needs that package.
+``selected`` picks the decoder, and ``nested`` the committee's settings, by cross-validation inside
+the training trials (inside the training people, for pictures). ``shuffled`` is the committee fitted
+on permuted labels. ``pyriemann`` (optional, for comparison) needs that package.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ NETWORKS = {
     "temporal_only": {"token_width": 32, "head_width": 32},
     "masked_autoencoder": {"preset": "small", "width": 32, "depth": 2},
 }
+NESTED = [((1, 2), 0.05, 6), ((1, 2), 0.01, 16), ((2, 4), 0.01, 16), ((2, 4, 8), 0.01, 16)]
 PROTOCOLS = {"faces": "leave-run-out", "pictures": "leave-subject-out, 6 folds"}
 REFERENCE = {"faces": [0.727, 0.649, 0.590], "pictures": [0.719]}
 
@@ -108,19 +111,35 @@ class Network:
 
 
 class Selected:
-    """The candidate with the best AUC by 5 contiguous folds of the training trials."""
+    """The candidate with the best AUC by 5 folds of the training trials.
 
-    def __init__(self, candidates: list[Callable[[], Decoder]]) -> None:
+    Parameters
+    ----------
+    candidates
+        What makes each decoder.
+    people
+        Of the training trials, set before :meth:`fit`: folds are then of people, dealt in turn;
+        without, of consecutive trials.
+    """
+
+    people: np.ndarray | None = None
+
+    def __init__(self, candidates: dict[str, Callable[[], Decoder]]) -> None:
         self.candidates = candidates
 
     def fit(self, signals: np.ndarray, labels: np.ndarray) -> Selected:
         """Learn from trials (N, C, T) and labels (N,), 0 or 1."""
         fold = np.arange(len(labels)) * 5 // len(labels)
+        if self.people is not None:
+            fold = np.unique(self.people, return_inverse=True)[1].reshape(-1) % 5
 
-        def quality(make: Callable[[], Decoder]) -> float:
-            return area_under_curve(out_of_sample(make, signals, labels, fold), labels == 1)
+        def quality(name: str) -> float:
+            evidence = out_of_sample(self.candidates[name], signals, labels, fold)
+            return area_under_curve(evidence, labels == 1)
 
-        self.chosen = max(self.candidates, key=quality)().fit(signals, labels)
+        name = max(self.candidates, key=quality)
+        print(f"  chosen: {name}", flush=True)
+        self.chosen = self.candidates[name]().fit(signals, labels)
         return self
 
     def decide(self, signals: np.ndarray) -> np.ndarray:
@@ -180,7 +199,15 @@ def decoders(
         "lda": lambda: LinearDecoder(6 if few else 16),
         "pyriemann": Pyriemann,
     }
-    plain["selected"] = lambda: Selected([plain[n] for n in ("committee", "riemannian", "lda")])
+    plain["selected"] = lambda: Selected({n: plain[n] for n in ("committee", "riemannian", "lda")})
+    plain["nested"] = lambda: Selected(
+        {
+            f"filters {filters}, penalty {penalty}, step {step}": partial(
+                RiemannianCommittee, sfreq, filters=filters, penalty=penalty, step=step
+            )
+            for filters, penalty, step in NESTED
+        }
+    )
     plain["shuffled"] = lambda: Shuffled(committee, seed)
     networks = {n: (lambda n=n: Network(n, seed, epochs, device)) for n in NETWORKS}
     return {**plain, **networks}
@@ -188,9 +215,9 @@ def decoders(
 
 def load(
     task: str, data: Path
-) -> tuple[np.ndarray, np.ndarray, list[tuple[str, np.ndarray]], float]:
-    """Signals in microvolts, labels, and for each row of the table the fold of each trial (-1: not
-    used)."""
+) -> tuple[np.ndarray, np.ndarray, list[tuple[str, np.ndarray]], float, np.ndarray]:
+    """Signals in microvolts, labels, for each row of the table the fold of each trial (-1: not
+    used), the sampling rate, and people."""
     if task == "faces":
         trials = load_n170(data / "n170_faces_houses")
         after = slice(round(-trials.tmin * trials.sfreq), None)
@@ -200,7 +227,7 @@ def load(
             mine = trials.subjects == number
             if len(np.unique(trials.runs[mine])) > 1:
                 tables.append((f"person {number}", np.where(mine, trials.runs, -1)))
-        return signals, trials.labels, tables, trials.sfreq
+        return signals, trials.labels, tables, trials.sfreq, trials.subjects
     trials = load_uci(data / "uci_picture_erp", task="s1_s2", scalp_only=True)
     signals = 1e6 * np.asarray(trials.signals, np.float64)
     signals -= signals.mean(axis=1, keepdims=True)
@@ -208,17 +235,26 @@ def load(
     order = np.random.default_rng(0).permutation(people)
     fold_of = {number: place % 6 for place, number in enumerate(order)}
     fold = np.array([fold_of[number] for number in trials.subjects])
-    return signals, trials.labels, [("6 folds of people", fold)], trials.sfreq
+    tables = [("6 folds of people", fold)]
+    return signals, trials.labels, tables, trials.sfreq, trials.subjects
 
 
 def mean_auc(
-    make: Callable[[], Decoder], signals: np.ndarray, labels: np.ndarray, fold: np.ndarray
+    make: Callable[[], Decoder],
+    signals: np.ndarray,
+    labels: np.ndarray,
+    fold: np.ndarray,
+    people: np.ndarray,
 ) -> float:
     """Mean over folds of the AUC on the fold that was left out."""
-    used = fold >= 0
-    signals, labels, fold = signals[used], labels[used], fold[used]
-    evidence = out_of_sample(make, signals, labels, fold)
-    aucs = [area_under_curve(evidence[fold == f], labels[fold == f] == 1) for f in np.unique(fold)]
+    aucs = []
+    for value in np.unique(fold[fold >= 0]):
+        train, test = (fold >= 0) & (fold != value), fold == value
+        decoder = make()
+        if isinstance(decoder, Selected) and len(np.unique(people[train])) > 1:
+            decoder.people = people[train]
+        evidence = decoder.fit(signals[train], labels[train]).decide(signals[test])
+        aucs.append(area_under_curve(evidence, labels[test] == 1))
     return float(np.mean(aucs))
 
 
@@ -241,7 +277,7 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
-    signals, labels, tables, sfreq = load(args.task, args.data)
+    signals, labels, tables, sfreq, people = load(args.task, args.data)
     known = decoders(args.task, sfreq, 0, args.epochs)
     names = [n for n in known if n != "pyriemann"] if args.decoders == ["all"] else args.decoders
     rows: list[dict[str, Any]] = []
@@ -258,6 +294,7 @@ def main() -> None:
                         signals,
                         labels,
                         fold,
+                        people,
                     )
                     for _, fold in tables
                 ]

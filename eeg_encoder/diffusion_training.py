@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from .stages.diffusion import load_denoiser
 from .stages.pictures import picture_bank, picture_files
 from .stages.refine import RefineConfig, refine
 from .stages.running import is_first_process
+from .stages.targets import TargetConfig, picture_targets
+from .training import remember
 
 PICTURES = (".jpeg", ".jpg", ".png")
 
@@ -134,17 +136,19 @@ def run_condition(config: ConditionRunConfig) -> dict[str, Any]:
         },
     }
     if is_first_process():
-        # an encoder that was trained on answers differently from what its memory was fitted to
-        frozen = not settings.train_encoder
         pretrained = Pretrained(
             encoder=model.encoder.cpu().eval(),
             tokens=earlier.tokens,
             preprocessing=earlier.preprocessing,
             config=content,
-            memory=earlier.memory if frozen else None,
-            evidence=earlier.evidence if frozen else None,
+            memory=earlier.memory,
+            evidence=earlier.evidence,
             context=model.head.cpu().eval(),
         )
+        if settings.train_encoder and pretrained.memory is not None:
+            content["validation"]["memory"] = _remember_again(
+                pretrained, config, source, earlier.config.get("base_model")
+            )
         save_pretrained(out, pretrained, card=stage_card("condition", content))
         if unet is not None:
             record = {"base_model": content["base_model"], "condition": asdict(settings)}
@@ -205,6 +209,35 @@ def run_refine(config: RefineRunConfig) -> dict[str, Any]:
         with whole_file(out / CARD) as temporary:
             temporary.write_text(_refined_card(record), encoding="utf-8")
     return record
+
+
+def _remember_again(
+    pretrained: Pretrained, config: ConditionRunConfig, source: Source, base_model: str | None
+) -> dict[str, Any] | str:
+    """Fit the memory's and the evidence's temperatures to an encoder that was trained on.
+
+    Both stay where that is possible; else they go, and what is returned says why.
+    """
+    assert pretrained.memory is not None
+    same_space = pretrained.config["base_model"] == base_model
+    if not same_space or "val" not in source.parts:
+        reason = "no validation trials" if same_space else "another pipeline's embeddings"
+        pretrained.memory = pretrained.evidence = None
+        return f"left out: {reason}"
+    parts = source.parts
+    names: dict[str, Sequence[str]] = {
+        part: sorted({str(name) for name in parts[part].stimuli}) for part in parts
+    }
+    targets = picture_targets(
+        config.pipeline,
+        config.pictures,
+        names,
+        TargetConfig(**pretrained.config.get("targets", {})),
+        device="cpu",
+        seed=config.seed,
+    )
+    seen = dict(zip(names["val"], targets["val"], strict=True))
+    return remember(pretrained, pretrained.memory.pictures.clone(), parts["val"], seen)
 
 
 def _pictures(

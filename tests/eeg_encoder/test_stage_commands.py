@@ -124,7 +124,24 @@ def test_stages_follow_each_other(stage1, stage2, aligned, conditioner, world):
     assert not torch.equal(one["encoder.embed.weight"], two["encoder.embed.weight"])
     assert (stage2 / "joint.safetensors").is_file()
     assert config_of(conditioner)["base_model"] == pipeline_fingerprint(world.pipeline)
-    assert from_pretrained(conditioner).memory is None
+
+
+def test_conditioning_keeps_the_memory_and_fits_it_again(aligned, conditioner):
+    before, after = from_pretrained(aligned), from_pretrained(conditioner)
+    assert torch.equal(before.memory.pictures, after.memory.pictures)
+    assert (before.evidence is None) == (config_of(aligned)["evidence"] is None)
+    found = config_of(conditioner)["validation"]["memory"]
+    assert found["cosine_recalled"] > 0
+    assert found != config_of(aligned)["validation"]
+
+
+def test_conditioning_leaves_the_memory_of_another_pipeline_out(aligned):
+    from eeg_encoder.diffusion_training import _remember_again
+
+    pretrained = from_pretrained(aligned)
+    assert _remember_again(pretrained, None, None, "another").startswith("left out: another")
+    assert pretrained.memory is None
+    assert pretrained.evidence is None
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2", "conditioner"])
