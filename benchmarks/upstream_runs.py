@@ -78,12 +78,17 @@ class Run:
         return self.trial / "ckpts" / "last.ckpt"
 
     @property
+    def copy(self) -> Path:
+        """A trial's folder as well: what starts from a checkpoint in it writes there."""
+        return self.folder / "trained"
+
+    @property
     def kept(self) -> Path:
-        return self.folder / "trained" / "ckpts" / "last.ckpt"
+        return self.copy / "ckpts" / "last.ckpt"
 
     @property
     def kept_config(self) -> Path:
-        return self.folder / "trained" / "configs" / "parsed.yaml"
+        return self.copy / "configs" / "parsed.yaml"
 
     def keep(self) -> None:
         """Copy what other phases start from: resuming writes over it meanwhile."""
@@ -264,8 +269,6 @@ def one_phase(run: Run, phase: str, options: argparse.Namespace, checkout: Path)
         ]
     if phase == "export":
         words += exporting(run, options)
-    if phase == "test":  # the training has filmed the same step
-        shutil.rmtree(run.trial / "save" / f"it{run.steps}-test", ignore_errors=True)
     path = [run.libraries] if run.libraries else []
     path += [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     row = launched(
@@ -331,7 +334,7 @@ def exporting(run: Run, options: argparse.Namespace) -> list[str]:
 def looked_at(run: Run, phase: str) -> dict[str, Any]:
     """What the phase has to have left behind; the reason where it has not."""
     step = run.resume_to if phase == "resume" else run.steps
-    save = run.trial / "save"
+    save = (run.copy if phase in ("test", "export") else run.trial) / "save"
     if phase == "export":
         found = sorted(save.rglob("*.obj"))
         if not found:
