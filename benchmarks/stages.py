@@ -1,10 +1,11 @@
 """Coarse, geometry, texture on held-out simulated EEG, beside the coarse field alone.
 
-Every trial is distilled by phantom/eeg.yaml; its shape is refined by phantom/geometry.yaml and
-coloured by phantom/texture.yaml. Each stage's object is judged and compared with the one that was
-seen; ``longer`` is the coarse field with as many steps as the three stages have together. Several
-processes side by side on one device, each with --together trials in one batch of its guidance. A
-second call goes on where the first stopped.
+Every trial is distilled by phantom/eeg.yaml; its mesh is refined by phantom/refined-geometry.yaml
+and its colours by phantom/refined-texture.yaml. With --normals the stages are ProlificDreamer's:
+the shape by its normals, which the phantom's prior has never seen, and new colours. Each stage's
+object is judged and compared with the one that was seen; ``longer`` is the coarse field with as
+many steps as the three stages have together. Several processes side by side on one device, each
+with --together trials in one batch of its guidance. A second call goes on where the first stopped.
 
     python benchmarks/stages.py --conditioning test.safetensors --objects recording/objects.json \\
         --out stages --trials 10 --workers 10
@@ -42,7 +43,8 @@ from eeg_encoder.files import whole_file, writable_folder, write_json  # noqa: E
 
 STAGES = ("coarse", "geometry", "texture")
 LONGER = "longer"
-OVERLAYS = {"geometry": "phantom/geometry.yaml", "texture": "phantom/texture.yaml"}
+REFINED = {"geometry": "phantom/refined-geometry.yaml", "texture": "phantom/refined-texture.yaml"}
+BY_NORMALS = {"geometry": "phantom/geometry.yaml", "texture": "phantom/texture.yaml"}
 STARTS_FROM = {"geometry": "coarse", "texture": "geometry"}
 FIGURES = {
     "fscore": "F-score",
@@ -62,9 +64,10 @@ LUMINANCE = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Plan:
-    """What all trials have in common; ``steps`` by stage, None for the config's."""
+    """What all trials have in common; overlays, steps (None: the config's) and words by stage."""
 
     settings: Settings
+    overlays: tuple[tuple[str, str], ...]
     stages: tuple[str, ...]
     steps: tuple[tuple[str, int | None], ...]
     overrides: tuple[tuple[str, tuple[str, ...]], ...]
@@ -89,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--skip", type=int, default=0, help="leave out so many objects first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--subject", type=int, default=1)
+    parser.add_argument("--normals", action="store_true", help="ProlificDreamer's own stages")
     parser.add_argument("--longer", action="store_true", help="also the coarse field for longer")
     parser.add_argument("--workers", type=int, default=10)
     parser.add_argument(
@@ -139,7 +143,9 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
 def _plan(options: argparse.Namespace, out: Path, device: str) -> Plan:
     steps = dict(zip(STAGES, options.steps or (None,) * 3, strict=True))
-    steps[LONGER] = sum(steps[stage] or _steps_of(stage) for stage in STAGES)
+    overlays = BY_NORMALS if options.normals else REFINED
+    own = {stage: _steps_of(overlays.get(stage, "phantom/eeg.yaml")) for stage in STAGES}
+    steps[LONGER] = sum(steps[stage] or own[stage] for stage in STAGES)
     given = {stage: tuple(getattr(options, f"{stage}_override")) for stage in STAGES}
     settings = Settings(
         out=str(out),
@@ -159,17 +165,23 @@ def _plan(options: argparse.Namespace, out: Path, device: str) -> Plan:
     )
     stages = (*STAGES, *([LONGER] if options.longer else []))
     overrides = {**given, LONGER: given["coarse"]}
-    plan = Plan(settings, stages, tuple(steps.items()), tuple(overrides.items()))
+    plan = Plan(
+        settings,
+        tuple(overlays.items()),
+        stages,
+        tuple(steps.items()),
+        tuple(overrides.items()),
+    )
     _same_plan(out / "settings.json", plan)
     return plan
 
 
-def _steps_of(stage: str) -> int:
+def _steps_of(experiment: str) -> int:
     from omegaconf import OmegaConf
 
     from threestudio_eeg.experiments import experiment_config
 
-    config: Any = OmegaConf.load(experiment_config(OVERLAYS.get(stage, "phantom/eeg.yaml")))
+    config: Any = OmegaConf.load(experiment_config(experiment))
     return int(config.trainer.max_steps)
 
 
@@ -268,7 +280,7 @@ def settings_of(stage: str, plan: Plan) -> Settings:
     """The experiment of a stage."""
     return replace(
         plan.settings,
-        overlays=(OVERLAYS[stage],) if stage in OVERLAYS else (),
+        overlays=tuple(file for name, file in plan.overlays if name == stage),
         steps=dict(plan.steps)[stage],
         overrides=dict(plan.overrides)[stage],
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import shutil
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from scipy.spatial import cKDTree
 
 from eeg_encoder.errors import InputError
 from threestudio_eeg.builtin.base import load_checkpoint
+from threestudio_eeg.builtin.config import load_config
 from threestudio_eeg.builtin.launch import launch
 from threestudio_eeg.builtin.registry import find
 from threestudio_eeg.builtin.stage_conversion import converted_geometry
@@ -119,6 +122,35 @@ def test_all_stages_run_and_the_last_keeps_the_shape(coarse_run, tmp_path):
     system = open_run(textured)
     mesh = system.make_exporter().coloured_mesh()
     assert mesh.visual.vertex_colors[:, :3].std() > 0
+
+
+def test_refined_stages_take_the_colours_along(coarse_run, tmp_path):
+    words = [*TABLE, "system.geometry_convert_inherit_texture=true"]
+    coarse = coarse_run("implicit-volume")
+    shaped = stage("refined-geometry", coarse, tmp_path / "shaped", *words)
+    textured = stage("refined-texture", shaped, tmp_path / "textured", *words)
+    runs = (coarse, shaped, textured)
+    states = [load_checkpoint(run / "ckpts" / "last.ckpt")["state_dict"] for run in runs]
+    assert torch.equal(states[1]["geometry.sdf"], states[2]["geometry.sdf"])
+    name = next(key for key in states[0] if key.startswith("geometry.feature_network"))
+    for before, after in itertools.pairwise(state[name] for state in states):
+        assert 0 < (before - after).abs().max() <= 2.5 * 0.005, "two steps of the learning rate"
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("geometry", "implicit-volume"),
+        ("texture", "tetrahedra-sdf-grid"),
+        ("refined-geometry", "implicit-volume"),
+        ("refined-texture", "tetrahedra-sdf-grid"),
+    ],
+)
+def test_a_stage_overrides_only_what_the_stage_before_has(name, before):
+    layers = [experiment_config(layer) for layer in ("phantom/text.yaml", f"phantom/{name}.yaml")]
+    system = load_config(*layers, cli_args=["system.geometry_convert_from=x"]).system
+    known = {field.name for field in dataclasses.fields(find(before).Config)}
+    assert set(system.get("geometry_convert_override") or {}) <= known
 
 
 def the_geometry_stage_moved_the_shape(coarse, trial):
