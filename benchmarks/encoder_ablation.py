@@ -85,7 +85,7 @@ class Size:
 
 FULL = Size(
     {"train": 50, "val": 5, "test": 10}, -24.0, None,
-    pretrain=30, joint=20, align=30, condition=40, refine=10, batch=64,
+    pretrain=25, joint=15, align=30, condition=25, refine=10, batch=64,
     sampled=200, sampling_steps=20,
 )  # fmt: skip
 QUICK = Size(

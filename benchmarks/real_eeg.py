@@ -280,39 +280,32 @@ def main() -> None:
     signals, labels, tables, sfreq, people = load(args.task, args.data)
     known = decoders(args.task, sfreq, 0, args.epochs)
     names = [n for n in known if n != "pyriemann"] if args.decoders == ["all"] else args.decoders
-    rows: list[dict[str, Any]] = []
+    done: dict[str, list[dict[str, Any]]] = {}
+    made_by = provenance(
+        config={k: str(v) for k, v in vars(args).items()},
+        seed=args.seeds,
+        protocol=PROTOCOLS[args.task],
+    )
     print(f"{'decoder':22s}", *(name for name, _ in tables), "seconds")
     print(f"{'figure to beat':22s}", *REFERENCE[args.task])
     for name in names:
         seeds = args.seeds if name in NETWORKS or name == "shuffled" else args.seeds[:1]
         started = time.monotonic()
-        found = np.array(
-            [
-                [
-                    mean_auc(
-                        decoders(args.task, sfreq, s, args.epochs, args.device)[name],
-                        signals,
-                        labels,
-                        fold,
-                        people,
-                    )
-                    for _, fold in tables
-                ]
-                for s in seeds
+        found: list[list[float]] = []
+        for seed in seeds:
+            make = decoders(args.task, sfreq, seed, args.epochs, args.device)[name]
+            found.append([mean_auc(make, signals, labels, fold, people) for _, fold in tables])
+            done[name] = [
+                {"decoder": name, "table": table, "seeds": seeds[: len(found)], "auc": list(auc)}
+                for (table, _), auc in zip(tables, zip(*found, strict=True), strict=True)
             ]
-        )
+            if args.out:
+                rows = [row for of_name in done.values() for row in of_name]
+                write_json(args.out, {"task": args.task, "provenance": made_by, "rows": rows})
         seconds = round(time.monotonic() - started, 1)
-        for (table, _), values in zip(tables, found.T, strict=True):
-            rows.append({"decoder": name, "table": table, "seeds": seeds, "auc": values.tolist()})
-        cells = (f"{m:.3f} ({s:.3f})" for m, s in zip(found.mean(0), found.std(0), strict=True))
+        middle, spread = np.mean(found, axis=0), np.std(found, axis=0)
+        cells = (f"{m:.3f} ({s:.3f})" for m, s in zip(middle, spread, strict=True))
         print(f"{name:22s}", *cells, seconds, flush=True)
-        if args.out:
-            made_by = provenance(
-                config={k: str(v) for k, v in vars(args).items()},
-                seed=args.seeds,
-                protocol=PROTOCOLS[args.task],
-            )
-            write_json(args.out, {"task": args.task, "provenance": made_by, "rows": rows})
 
 
 if __name__ == "__main__":
