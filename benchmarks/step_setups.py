@@ -288,7 +288,7 @@ def _cameras(side: int) -> Any:
 
 def allocated(device: str) -> float:
     """Memory of tensors, in 10**9 bytes; NaN on a CPU."""
-    return torch.cuda.memoryallocated() / 1e9 if device.startswith("cuda") else float("nan")
+    return torch.cuda.memory_allocated() / 1e9 if device.startswith("cuda") else float("nan")
 
 
 def _reset_peak(device: str) -> None:
@@ -302,4 +302,4 @@ def _peak(device: str) -> dict[str, float]:
     if not device.startswith("cuda"):
         return {"peak GB": float("nan"), "reserved GB": float("nan")}
     reserved = torch.cuda.max_memory_reserved() / 1e9
-    return {"peak GB": torch.cuda.max_memoryallocated() / 1e9, "reserved GB": reserved}
+    return {"peak GB": torch.cuda.max_memory_allocated() / 1e9, "reserved GB": reserved}
