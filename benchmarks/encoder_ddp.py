@@ -77,7 +77,7 @@ def measure(arguments: argparse.Namespace, devices: int, batch: int) -> dict[str
     network: Any = models.build(
         "masked_autoencoder", preset=arguments.preset, channels=128, samples=samples, embedding=768
     ).to(arguments.device)
-    config = PretrainConfig(batch_size=batch, mse_weight=0.0, shift=0)
+    config = PretrainConfig(batch_size=batch, mse_weight=0.0, shift=0, graphs=arguments.graphs)
     in_epoch = max(1, arguments.steps // 4)
     bank = random_bank(batch * devices * in_epoch, 128, samples, arguments.device)
     order = torch.Generator(arguments.device)
@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--precision", default=None, help="Lightning's; bf16-mixed on a GPU")
     parser.add_argument("--steps", type=int, default=60, help="that are timed, about")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds of each process")
+    parser.add_argument("--graphs", action="store_true", help="one device: record the passes")
     parser.add_argument("--inside", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
@@ -132,7 +133,7 @@ def main() -> None:
                 sys.executable, __file__, "--inside", devices, "--out", found,
                 "--device", arguments.device, "--preset", arguments.preset,
                 "--precision", arguments.precision, "--steps", arguments.steps,
-                "--batch", *arguments.batch,
+                "--batch", *arguments.batch, *(["--graphs"] if arguments.graphs else []),
             ]  # fmt: skip
             child = subprocess.Popen(
                 [str(word) for word in words], start_new_session=True,

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
@@ -36,7 +36,8 @@ from timing import machine, median_ms  # noqa: E402
 from eeg_encoder import models  # noqa: E402
 from eeg_encoder.files import write_json  # noqa: E402
 from eeg_encoder.models.layers import random_mask  # noqa: E402
-from eeg_encoder.objectives import merl_loss  # noqa: E402
+from eeg_encoder.objectives import merl_loss, merl_stage_1  # noqa: E402
+from eeg_encoder.stages.recorded import Passes, record  # noqa: E402
 
 TEMPERATURE, SELF_WEIGHT, CROSS_WEIGHT = 0.1, 1.0, 0.5
 PUBLISHED_SIZES = (
@@ -105,18 +106,9 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class Passes(nn.Module):
-    """The network under two masks and the loss, as one module that a CUDA graph can record."""
-
-    def __init__(self, network: Any, visible: int) -> None:
-        super().__init__()
-        self.network, self.visible = network, visible
-
-    def forward(self, signals: Tensor, hidden: Tensor) -> Tensor:
-        """Loss of signals (B, C, T) under masks (2 B, n) bool."""
-        both = torch.cat([signals, signals])
-        first, second = self.network.redraw(both, None, hidden, self.visible).float().chunk(2)
-        return merl_loss(first, second, signals)
+def stage_losses(views: Tensor, signals: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+    """The stage's losses with the published weights."""
+    return merl_stage_1(views, signals, hidden)
 
 
 class Step:
@@ -143,10 +135,10 @@ class Step:
         tokens = self.network.n_tokens
         return random_mask(2 * batch, tokens, 0.75, device=self.device, generator=generator)
 
-    def precision(self, cache: bool = True) -> contextlib.AbstractContextManager[Any]:
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
         """Of the network."""
         kind = self.device.split(":")[0]
-        return torch.autocast(kind, torch.bfloat16, enabled=self.amp, cache_enabled=cache)
+        return torch.autocast(kind, torch.bfloat16, enabled=self.amp)
 
     def draw(self, signals: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstructions under two masks, the same at every call."""
@@ -172,15 +164,14 @@ class Step:
 
     def recorded(self, signals: Tensor) -> Callable[[], Tensor]:
         """The same step as :meth:`whole` with both passes recorded as CUDA graphs."""
-        passes: Any = Passes(self.network, self.visible)
-        hidden = self.masks(len(signals))
+        passes = Passes(self.network, self.visible, stage_losses)
         self.adam.zero_grad(set_to_none=True)
-        with self.precision(cache=False):
-            run = torch.cuda.make_graphed_callables(passes, (signals, hidden))
+        with self.precision():
+            run = record(passes, signals, self.masks(len(signals)))
 
         def step() -> Tensor:
             self.adam.zero_grad(set_to_none=True)
-            value = run(signals, self.masks(len(signals)))
+            value = run(signals, self.masks(len(signals)))[0]
             self.update(value)
             return value.detach()
 

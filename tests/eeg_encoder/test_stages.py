@@ -77,6 +77,40 @@ def test_pretraining_lowers_its_loss_on_any_encoder(bank, name, granularity):
         assert stage1_loss(encoder.eval(), bank) < before
 
 
+def test_recorded_passes_are_those_of_the_stage(bank, monkeypatch):
+    """Without the recording itself, which takes a GPU."""
+    recorded = []
+    monkeypatch.setattr(Pretraining, "_can_record", lambda stage, _: stage.config.graphs)
+    monkeypatch.setattr(
+        "eeg_encoder.stages.pretrain.record", lambda passes, *_: recorded.append(1) or passes
+    )
+    weights = []
+    for graphs in (False, True):
+        encoder = network("masked_autoencoder")
+        config = PretrainConfig(epochs=2, batch_size=9, mse_weight=0.5, graphs=graphs)
+        pretrain(encoder, bank, config, QUIET, seed=0)
+        weights.append(encoder.state_dict())
+    assert recorded == [1]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name])
+
+
+@pytest.mark.gpu
+def test_recorded_passes_on_a_gpu(bank):
+    found = []
+    for graphs in (False, True):
+        encoder = network("masked_autoencoder").cuda()
+        moved = TrialBank(
+            bank.signals.cuda(), bank.members.cuda(), bank.subjects.cuda(), bank.stimuli.cuda(),
+            bank.stimulus_ids,
+        )  # fmt: skip
+        config = PretrainConfig(epochs=2, batch_size=9, graphs=graphs)
+        pretrain(encoder, moved, config, Running(device="cuda", progress=False), seed=0)
+        found.append(encoder.cpu().state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], atol=1e-4, rtol=1e-3)
+
+
 def test_a_convolutional_encoder_hears_nothing_of_hidden_patches(bank):
     encoder = network("eeg_project").eval()
     drawing = SilencedPatches(encoder)
