@@ -80,7 +80,7 @@ def measure(arguments: argparse.Namespace, devices: int, batch: int) -> dict[str
     config = PretrainConfig(batch_size=batch, mse_weight=0.0, shift=0, graphs=arguments.graphs)
     in_epoch = max(1, arguments.steps // 4)
     bank = random_bank(batch * devices * in_epoch, 128, samples, arguments.device)
-    order = torch.Generator(arguments.device)
+    order = torch.Generator(bank.signals.device)
     loader = BankLoader(bank, batch, order, devices)
     assert len(loader) == in_epoch
     stage = Timed(network, config, 5 * in_epoch, 0, order)
