@@ -93,6 +93,7 @@ class Together:
             self.members = [self._member(configs, words) for words in overrides]
             self.guidance = self._shared_guidance()
         self._stacked = list(self.guidance.parameters())
+        self._clip = self.members[0].config.trainer.get("gradient_clip_val")
         self.prompts = TrialPrompts([m.system.prompt_utils for m in self.members])
         for member in self.members:
             self._prepare(member)
@@ -353,10 +354,9 @@ class Together:
                 own.grad = None if stacked.grad is None else self._share(stacked.grad, i)
 
     def _optimise(self, member: Member) -> None:
-        clip = member.config.trainer.get("gradient_clip_val")
-        if clip:
+        if self._clip:
             groups = member.optimizer.param_groups
-            nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], clip)
+            nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], self._clip)
         with member.stream.drawing():
             member.system.on_before_optimizer_step(member.optimizer)
             member.optimizer.step()

@@ -17,6 +17,7 @@ from torch import nn
 
 from eeg_encoder.errors import InputError
 
+from .quick_config import quick
 from .registry import name_of, suggestion
 
 _chosen_device: torch.device | None = None
@@ -82,6 +83,11 @@ def parse_structured(fields: Any, cfg: Any = None, where: str | None = None) -> 
     if missing:
         raise InputError(where, missing[0], MISSING, "a value")
     return structured
+
+
+def own_config(owner: Any, cfg: Any) -> Any:
+    """A part's config, checked against its ``Config`` and quick to read."""
+    return quick(parse_structured(owner.Config, cfg, f"config of {name_of(type(owner))}"))
 
 
 def _as_mapping(cfg: Any, where: str) -> dict[str, Any]:
@@ -174,7 +180,7 @@ class BaseObject(Updateable):
 
     def __init__(self, cfg: Any = None, *args: Any, **kwargs: Any) -> None:
         super().__init__()
-        self.cfg = parse_structured(self.Config, cfg, f"config of {name_of(type(self))}")
+        self.cfg = own_config(self, cfg)
         self.device = get_device()
         self.configure(*args, **kwargs)
 
@@ -193,7 +199,7 @@ class BaseModule(nn.Module, Updateable):
 
     def __init__(self, cfg: Any = None, *args: Any, **kwargs: Any) -> None:
         super().__init__()
-        self.cfg = parse_structured(self.Config, cfg, f"config of {name_of(type(self))}")
+        self.cfg = own_config(self, cfg)
         self.device = get_device()
         self.configure(*args, **kwargs)
         if self.cfg.weights is not None:

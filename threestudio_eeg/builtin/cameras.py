@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from eeg_encoder.errors import InputError
 
 from .base import Updateable, parse_structured
+from .quick_config import quick
 from .registry import register
 
 NEAR, FAR = 0.01, 100.0
@@ -364,7 +365,7 @@ class RandomCameraDataModule(LightningDataModule):
 
     def __init__(self, cfg: Any = None) -> None:
         super().__init__()
-        self.cfg = parse_structured(RandomCameraDataModuleConfig, cfg, f"config of {WHERE}")
+        self.cfg = quick(parse_structured(RandomCameraDataModuleConfig, cfg, f"config of {WHERE}"))
         self.seed = torch.initial_seed() % (1 << 63)
 
     def setup(self, stage: str | None = None) -> None:

@@ -16,14 +16,14 @@ from eeg_encoder.errors import InputError
 from .base import (
     Updateable,
     load_module_weights,
-    parse_structured,
+    own_config,
     update_end_if_possible,
     update_if_possible,
 )
 from .config import C, C_max
 from .optimizers import make_optimizer, make_scheduler, plain
 from .random_state import random_state, restore_random_state
-from .registry import find, name_of, register, suggestion
+from .registry import find, register, suggestion
 from .regularisers import REGULARISERS
 from .saving import SaverMixin
 from .stage_conversion import converted_geometry
@@ -50,7 +50,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
 
     def __init__(self, cfg: Any = None, resumed: bool = False) -> None:
         super().__init__()
-        self.cfg = parse_structured(self.Config, cfg, f"config of {name_of(type(self))}")
+        self.cfg = own_config(self, cfg)
         self._resumed = resumed
         self._status: tuple[int, int] | None = None
         self._pending_random_state: dict[str, Any] | None = None
@@ -360,6 +360,7 @@ class DistillationSystem(BaseLift3DSystem):
         self.prompt_utils = self.prompt_processor()
         self._finite = FiniteLosses()
         self._weights_checked = False
+        self._loss_weights: dict[str, Any] | None = None
 
     def on_fit_start(self) -> None:
         """Give a fresh geometry the shape that its config asks for."""
@@ -392,7 +393,10 @@ class DistillationSystem(BaseLift3DSystem):
         super().on_save_checkpoint(checkpoint)
 
     def _lambda(self, loss_name: str) -> Any:
-        return self.cfg.loss.get("lambda_" + loss_name.removeprefix("loss_"))
+        """Weight of a loss as configured, or None. Read once: many are looked up at every step."""
+        if self._loss_weights is None:
+            self._loss_weights = plain(self.cfg.loss)
+        return self._loss_weights.get("lambda_" + loss_name.removeprefix("loss_"))
 
     def _check_weights(self, guidance_losses: Mapping[str, Tensor]) -> None:
         if self._weights_checked:
@@ -413,7 +417,7 @@ class DistillationSystem(BaseLift3DSystem):
         return {
             f"loss_{name}": regulariser(out)
             for name, regulariser in REGULARISERS.items()
-            if self.C(self.cfg.loss.get(f"lambda_{name}", 0.0)) > 0
+            if self.C(self._lambda(name) or 0.0) > 0
         }
 
     def _weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
