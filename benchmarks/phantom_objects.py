@@ -52,11 +52,12 @@ FIGURES = {
     "view_agreement": "agreement",
     "side_right": "sides",
     "two_fronts": "two fronts",
+    "fronts_apart": "two fronts, any turn",
     "seconds": "seconds",
 }
 GALLERY_WAYS = ((10, 1),)
 """n and k of the n-way top-k accuracy of the stimulus among the test objects' pictures."""
-ASYMMETRIC_ONLY = ("side_right", "two_fronts")
+ASYMMETRIC_ONLY = ("side_right", "two_fronts", "fronts_apart")
 
 
 @dataclass(frozen=True)
