@@ -94,6 +94,9 @@ SETUPS: dict[str, Setup] = {
     "fused, graph kept": replace(_FUSED, renderer={"train_chunk_size": 0}),
     "fused, norms": replace(_FUSED, guidance={"fused_norms": True}),
     "fused, compile": replace(_FUSED, guidance={"acceleration": "compile"}),
+    "fused, compile, channels last": replace(
+        _FUSED, guidance={"acceleration": "compile", "channels_last": True}
+    ),
     "fused, shared noise": replace(_FUSED, guidance={"lora_shares_noise": True}),
     "fused, compile, shared noise": replace(
         _FUSED, guidance={"acceleration": "compile", "lora_shares_noise": True}
