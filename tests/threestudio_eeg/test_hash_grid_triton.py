@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+
+import numpy as np
 import pytest
 import torch
 
@@ -113,6 +116,133 @@ def test_blocks_smaller_than_their_threads_are_refused():
 
     with pytest.raises(ValueError, match="scatter_block"):
         Tuning(scatter_block=64, scatter_warps=4)
+
+
+class Instructions:
+    """The kernels' own instructions for a GPU, done in memory, with the GPU's demands on addresses.
+
+    An instruction on several numbers needs an address that is a multiple of their size.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import triton.language as tl
+
+        from threestudio_eeg.neural_fields import hash_grid_triton
+
+        self.used: set[str] = set()
+        self.stores = []
+        monkeypatch.setattr(tl, "inline_asm_elementwise", self.run)
+        for name in ("_reads_vectors", "_adds_vectors"):
+            monkeypatch.setattr(hash_grid_triton, name, lambda tensor: True)
+        launch = hash_grid_triton._Launch.__init__
+
+        def noted(it, positions, table, layout):
+            launch(it, positions, table, layout)
+            self.stores += [table, it.words]
+
+        monkeypatch.setattr(hash_grid_triton._Launch, "__init__", noted)
+
+    def run(self, asm, constraints, args, dtype, is_pure, pack):
+        values = [arg.handle.data for arg in args]
+        name = next(n for n in ("ld.global.nc.v2.b64", "add.v2.f32", "add.v4.f32") if n in asm)
+        self.used.add(name)
+        if name.startswith("ld"):
+            assert constraints == "=l,=l,l"
+            return self.read(args[0], values[0])
+        self.add(values[0], values[1:-1], values[-1] != 0)
+        return args[-1]
+
+    def read(self, like, addresses):
+        import triton.language as tl
+        from triton.runtime.interpreter import TensorHandle
+
+        self.check(addresses, 16)
+        words = [np.frombuffer(ctypes.string_at(int(at), 16), np.int64) for at in addresses]
+        halves = np.stack(words).T.copy()
+        return tuple(tl.tensor(TensorHandle(half, tl.int64), like.type) for half in halves)
+
+    def add(self, addresses, values, take):
+        self.check(addresses[take], 4 * len(values))
+        for i in take.nonzero()[0]:
+            place = (ctypes.c_float * len(values)).from_address(int(addresses[i]))
+            for j, value in enumerate(values):
+                place[j] += float(value[i])
+
+    def check(self, addresses, size):
+        assert not (addresses % size).any(), "misaligned address"
+        within = np.zeros(addresses.shape, bool)
+        for store in self.stores:
+            begin, length = store.data_ptr(), store.numel() * store.element_size()
+            within |= (addresses >= begin) & (addresses + size <= begin + length)
+        assert within.all(), "outside of the table"
+
+
+ODD = {"kind": "tiled", "n_levels": 2, "base_resolution": 3, "per_level_scale": 1.6}
+WIDE = {"ld.global.nc.v2.b64", "add.v4.f32", "add.v2.f32"}
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="what the GPU does is done by hand")
+@pytest.mark.parametrize(
+    ("layout", "dtype", "expected"),
+    [
+        (small_layout(), torch.float32, WIDE),
+        (make_layout(3, **{**ODD, "base_resolution": 4}), torch.float32, WIDE),
+        (make_layout(3, **ODD), torch.float32, {"add.v2.f32"}),
+        (make_layout(3, **ODD), torch.float16, {"add.v2.f32"}),
+        (small_layout(), torch.float16, {"add.v2.f32", "add.v4.f32"}),
+        (make_layout(3, n_features=4, **ODD), torch.float32, {"add.v2.f32"}),
+        (make_layout(3, n_features=8, **ODD), torch.float16, {"add.v2.f32"}),
+        (make_layout(3, n_features=1, **ODD), torch.float32, set()),
+    ],
+)
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_several_numbers_at_once_are_at_addresses_that_a_gpu_takes(
+    monkeypatch, layout, dtype, expected, shift
+):
+    """Levels of any size, and tables that begin anywhere within another tensor."""
+    from threestudio_eeg.neural_fields.hash_grid_triton import gather, scatter, slope
+
+    instructions = Instructions(monkeypatch)
+    x = points_on_rays(24, torch.float32)
+    torch.manual_seed(1)
+    whole = torch.randn(layout.n_entries * layout.n_features + shift, dtype=dtype)
+    table = whole[shift:].view(layout.n_entries, layout.n_features)
+    gradient = torch.randn(len(x), layout.n_output_dims)
+    exact = (table.double().requires_grad_(), x.double().requires_grad_())
+    y = encode_reference(exact[1], exact[0], layout)
+    of_table, of_x = torch.autograd.grad(y, exact, gradient.double())
+    found = (
+        gather(x, table, layout),
+        scatter(x, gradient, layout),
+        slope(x, table, gradient, layout),
+    )
+    tolerance = 2e-3 if dtype == torch.float16 else 1e-5
+    for ours, theirs in zip(found, (y, of_table, of_x), strict=True):
+        scale = float(theirs.detach().abs().max())
+        torch.testing.assert_close(ours.double(), theirs, atol=tolerance * scale, rtol=0)
+    assert instructions.used == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n_features", [1, 2, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_levels_of_an_odd_size_and_tables_within_another_tensor(n_features, dtype, shift):
+    from threestudio_eeg.neural_fields.hash_grid_triton import gather, scatter, slope
+
+    layout = make_layout(3, n_features=n_features, **ODD)
+    x = points_on_rays(3000, torch.float32)
+    whole = torch.randn(layout.n_entries * n_features + shift, device="cuda", dtype=dtype)
+    table = whole[shift:].view(layout.n_entries, n_features)
+    gradient = torch.randn(len(x), layout.n_output_dims, device="cuda")
+    exact = (table.double().requires_grad_(), x.double().requires_grad_())
+    y = encode_reference(exact[1], exact[0], layout)
+    wanted = (y, *torch.autograd.grad(y, exact, gradient.double()))
+    found = (gather(x, table, layout), scatter(x, gradient, layout))
+    for ours, theirs in zip((*found, slope(x, table, gradient, layout)), wanted, strict=True):
+        scale = float(theirs.detach().abs().max())
+        tolerance = 2e-3 if dtype == torch.float16 else 2e-4
+        torch.testing.assert_close(ours.double(), theirs, atol=tolerance * scale, rtol=0)
 
 
 @pytest.mark.gpu

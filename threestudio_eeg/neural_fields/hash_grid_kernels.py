@@ -5,7 +5,7 @@ Arguments that all kernels share: ``points`` and ``along`` are positions and dir
 are one program's work, ``N_UNITS`` of them make a level. ``PACK`` is the number of bits of a
 feature where an entry's two are read as one word, else 0. ``DIRECTIONAL`` puts the weights'
 derivatives along the directions in the weights' place. ``WIDE`` treats neighbours in memory
-together.
+together; entries 0 and 1, 2 and 3, ... of a level must then be at multiples of 16 bytes.
 """
 
 from __future__ import annotations

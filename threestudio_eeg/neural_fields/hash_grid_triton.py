@@ -27,6 +27,7 @@ from .hash_grid import GridLayout
 from .hash_grid_kernels import gather_kernel, scatter_kernel, slope_kernel
 
 WARP = 32
+PAIR_BYTES = 16
 RUN = 4
 POSITION_ALIGNMENT = 16
 VECTOR_ATOMICS_SINCE = (9, 0)
@@ -178,7 +179,7 @@ def gather(
         launch.pitch,
         **launch.constants,
         DIRECTIONAL=along is not None,
-        WIDE=tuning.wide_reads and launch.pairs_align,
+        WIDE=tuning.wide_reads and launch.reads_pairs,
         BLOCK=block,
         num_warps=tuning.gather_warps,
     )
@@ -220,7 +221,7 @@ def scatter(
             **launch.constants,
             DIRECTIONAL=along is not None,
             VECTOR=launch.vector_atomics,
-            WIDE=tuning.wide_adds and launch.vector_atomics and launch.n_units == 1,
+            WIDE=tuning.wide_adds and launch.adds_pairs,
             RUN=run,
             BLOCK=block,
             num_warps=tuning.scatter_warps,
@@ -256,7 +257,7 @@ def slope(
         gradient.stride(1),
         **launch.constants,
         DIRECTIONAL=along is not None,
-        WIDE=tuning.wide_reads and launch.pairs_align,
+        WIDE=tuning.wide_reads and launch.reads_pairs,
         BLOCK=block,
         num_warps=tuning.slope_warps,
     )
@@ -282,8 +283,10 @@ class _Launch:
         unit = 2 if layout.n_features % 2 == 0 else 1
         self.n_units = layout.n_features // unit
         self.words, pack = _as_words(table.contiguous(), unit)
-        self.pairs_align = self.n_units == 1 and pack == 32 and positions.is_cuda
         self.vector_atomics = unit == 2 and self.dtype == torch.float32 and _adds_vectors(positions)
+        pairs_align = layout.n_features == 2 and _pairs_align(layout)
+        self.reads_pairs = pairs_align and pack == 32 and _reads_vectors(positions)
+        self.adds_pairs = pairs_align and self.vector_atomics
         self.constants: dict[str, Any] = {
             "N_UNITS": self.n_units,
             "UNIT": unit,
@@ -323,14 +326,30 @@ def _level_tensors(
 
 
 def _as_words(table: Tensor, unit: int) -> tuple[Tensor, int]:
-    """The table as words of ``unit`` features where such words exist, and the bits of a feature."""
+    """The table as words of ``unit`` features where such words exist, and the bits of a feature.
+
+    A table that is part of another tensor may begin anywhere; the words begin at a pair's address.
+    """
     words = {torch.float32: torch.int64, torch.float16: torch.int32, torch.bfloat16: torch.int32}
     if unit == 1 or table.dtype not in words:
         return table, 0
     word = words[table.dtype]
-    if table.data_ptr() % word.itemsize:
+    if table.data_ptr() % PAIR_BYTES:
         table = table.clone()
     return table.view(-1).view(word), 8 * table.element_size()
+
+
+def _pairs_align(layout: GridLayout) -> bool:
+    """Whether entries 0 and 1, 2 and 3, ... of every level are there, and at aligned addresses.
+
+    Hashed and dense levels have an even number of entries; tiled ones of an odd resolution do not.
+    """
+    return all(level.size % 2 == 0 and level.offset % 2 == 0 for level in layout.levels)
+
+
+def _reads_vectors(tensor: Tensor) -> bool:
+    """Whether the kernels run where they may be written in the GPU's own instructions."""
+    return tensor.is_cuda
 
 
 def _adds_vectors(tensor: Tensor) -> bool:
