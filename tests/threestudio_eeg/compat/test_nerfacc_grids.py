@@ -43,19 +43,41 @@ def traverse(
 
 
 def walk(origin, direction, binaries, aabbs, near, step, cone, limit):
-    """Kept steps of one ray, and where it stopped."""
+    """Kept steps of one ray, and where it stopped: nerfacc's loop over the cells on its way.
+
+    In an empty cell the first step's length is kept; without a step, cells are the steps.
+    """
     stretches = [box_by_planes(origin, direction, box, near) for box in aabbs]
     last = max(leave for _, leave in stretches)
-    t, kept = near, []
-    while t + length(t, step, cone) / 2 < last and (limit <= 0 or len(kept) < limit):
-        middle = t + length(t, step, cone) / 2
-        for level, (enter, leave) in enumerate(stretches):
-            if enter <= middle < leave:
-                if occupied(origin + direction * middle, binaries[level], aabbs[level]):
-                    kept.append((t, t + length(t, step, cone)))
-                break
-        t += length(t, step, cone)
-    return kept, (t if last > -math.inf else near)
+    t, place, kept = near, near, []
+    while place < last and (limit <= 0 or len(kept) < limit):
+        end, full = cell_at(origin, direction, binaries, aabbs, stretches, place)
+        if step <= 0:
+            kept += [(place, end)] * full
+            t = end
+        dt = length(t, step, cone)
+        while step > 0 and t + dt / 2 < end and (limit <= 0 or len(kept) < limit):
+            kept += [(t, t + dt)] * full
+            t += dt
+            dt = length(t, step, cone) if full else dt
+        place = end
+    return kept, t
+
+
+def cell_at(origin, direction, binaries, aabbs, stretches, place):
+    """Where the cell just after a place on the ray ends, and whether it is occupied."""
+    beyond = place + 1e-9
+    ends = [t for stretch in stretches for t in stretch if beyond < t < math.inf]
+    level = next((i for i, (enter, leave) in enumerate(stretches) if enter <= beyond < leave), None)
+    if level is None:
+        return min(ends), False
+    box = aabbs[level]
+    for axis in range(3):
+        planes = torch.linspace(float(box[axis]), float(box[axis + 3]), binaries.shape[1] + 1)
+        crossings = (planes.double() - origin[axis]) / direction[axis]
+        ends += crossings[crossings > beyond].tolist()
+    end = min(ends)
+    return end, occupied(origin + direction * (place + end) / 2, binaries[level], box)
 
 
 def length(t, step, cone):
@@ -77,19 +99,19 @@ def occupied(point, binaries, box):
     return bool(binaries[x, y, z])
 
 
-@pytest.mark.parametrize("cone", [0.0, 0.08])
+@pytest.mark.parametrize(("step", "cone"), [(0.1, 0.0), (0.1, 0.08), (0.03, 0.05), (0.0, 0.0)])
 @pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize("limit", [-1, 5])
-def test_steps_against_a_walk(levels, cone, limit):
+def test_steps_against_a_walk(levels, step, cone, limit):
     rays_o, rays_d = (part.double() for part in rays())
     binaries, aabbs = grid(levels)
     near = torch.linspace(0, 0.09, len(rays_o)).double()
     intervals, samples, stops = traverse(
-        rays_o, rays_d, binaries, aabbs.double(), near=near, cone=cone, limit=limit
+        rays_o, rays_d, binaries, aabbs.double(), near=near, step=step, cone=cone, limit=limit
     )
     starts, ends = intervals.vals[intervals.is_left], intervals.vals[intervals.is_right]
     walked = [
-        walk(*ray, binaries, aabbs.double(), float(t), 0.1, cone, limit)
+        walk(*ray, binaries, aabbs.double(), float(t), step, cone, limit)
         for *ray, t in zip(rays_o, rays_d, near, strict=True)
     ]
     expected = torch.tensor([pair for kept, _ in walked for pair in kept]).double()
@@ -132,11 +154,12 @@ def test_without_a_step_the_pieces_in_each_cell():
     torch.testing.assert_close((ends - starts).sum(), lengths.sum(), rtol=2e-3, atol=0)
 
 
-def test_rays_in_pieces_give_the_same(monkeypatch):
+@pytest.mark.parametrize("cone", [0.0, 0.05])
+def test_rays_in_pieces_give_the_same(monkeypatch, cone):
     scene = (*rays(), *grid(2))
-    whole = traverse(*scene)
+    whole = traverse(*scene, cone=cone)
     monkeypatch.setattr(grids, "CHUNK", 100)
-    pieces = traverse(*scene)
+    pieces = traverse(*scene, cone=cone)
     for one, other in zip(whole[:2], pieces[:2], strict=True):
         assert vars(one).keys() == vars(other).keys()
         for name, value in vars(one).items():
@@ -144,20 +167,23 @@ def test_rays_in_pieces_give_the_same(monkeypatch):
     assert torch.equal(whole[2], pieces[2])
 
 
-def test_masked_rays_have_no_samples():
+@pytest.mark.parametrize("cone", [0.0, 0.05])
+def test_masked_rays_have_no_samples(cone):
     rays_o, rays_d = rays()
     mask = torch.arange(len(rays_o)) % 2 == 0
-    _, samples, _ = traverse(rays_o, rays_d, *grid(), mask=mask)
+    _, samples, stops = traverse(rays_o, rays_d, *grid(), mask=mask, cone=cone)
+    assert (stops[~mask] == 0).all()
     assert samples.chunk_cnts[mask].sum() > 0
     assert samples.chunk_cnts[~mask].sum() == 0
 
 
-def test_no_rays_and_rays_that_all_miss():
+@pytest.mark.parametrize("cone", [0.0, 0.05])
+def test_no_rays_and_rays_that_all_miss(cone):
     binaries, aabbs = grid()
-    _, samples, stops = traverse(torch.zeros(0, 3), torch.zeros(0, 3), binaries, aabbs)
+    _, samples, stops = traverse(torch.zeros(0, 3), torch.zeros(0, 3), binaries, aabbs, cone=cone)
     assert len(samples.vals) == len(stops) == 0
     away = torch.tensor([[5.0, 5.0, 5.0]])
-    intervals, samples, stops = traverse(away, away / away.norm(), binaries, aabbs)
+    intervals, samples, stops = traverse(away, away / away.norm(), binaries, aabbs, cone=cone)
     assert len(samples.vals) == len(intervals.vals) == 0
     assert samples.chunk_cnts.tolist() == [0]
     assert stops.tolist() == [0]

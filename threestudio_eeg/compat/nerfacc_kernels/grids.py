@@ -12,6 +12,8 @@ from torch import Tensor
 from .segments import RaySegmentsSpec, starts_of_chunks
 
 CHUNK = 1 << 22
+# Distances closer than this, and than as much of their length, are one: nerfacc's own tolerance.
+SAME = 1e-6
 
 
 def ray_aabb_intersect(
@@ -94,9 +96,10 @@ def traverse_grids(
 ) -> tuple[RaySegmentsSpec, RaySegmentsSpec, Tensor]:
     """Intervals of each ray whose middle lies in an occupied cell.
 
-    Steps begin at the near plane and follow one another whatever is occupied, so that a sample's
-    place does not depend on the grid. Where grids overlap, the first one that holds a point decides
-    (nerfacc's grids are nested, the smallest first).
+    Steps begin at the near plane and follow one another. Those of equal length do so whatever is
+    occupied; those that grow keep the length of the first one while they cross an empty cell, as
+    nerfacc's do. Where grids overlap, the first one that holds a point decides (nerfacc's grids
+    are nested, the smallest first).
 
     Parameters
     ----------
@@ -111,7 +114,8 @@ def traverse_grids(
         Distances (R,).
     step_size, cone_angle
         An interval that begins at t is ``max(t * cone_angle, step_size)`` long. With ``step_size``
-        0 or less, the intervals are the pieces of the ray inside each cell.
+        0 or less, the intervals are the pieces of the ray inside each cell, of the grid that
+        decides there.
     traverse_steps_limit
         Most samples of a ray; 0 or less is no limit.
     compute_intervals, compute_samples, compute_terminate_planes, over_allocate
@@ -120,7 +124,8 @@ def traverse_grids(
     Returns
     -------
     intervals, samples : RaySegmentsSpec
-        Edges, neighbours sharing one; middles.
+        Edges, neighbours sharing one; middles. nerfacc's list has an edge twice where the ray
+        crosses an empty cell between two steps.
     Tensor
         Where each ray stopped, (R,).
     """
@@ -128,14 +133,12 @@ def traverse_grids(
     scene = _Scene(rays_o, rays_d, binaries, aabbs, near_planes, far_planes, enter, leave)
     found = [
         _traverse(part, step_size, cone_angle, traverse_steps_limit)
-        for part in _parts(scene, step_size)
+        for part in _parts(scene, step_size, cone_angle)
     ]
-    t_starts, t_ends, fresh, counts, stops = (
-        torch.cat(column) for column in zip(*found, strict=True)
-    )
+    t_starts, t_ends, counts, stops = (torch.cat(column) for column in zip(*found, strict=True))
     rays = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     return (
-        _edges(t_starts, t_ends, fresh, rays, len(counts)),
+        _edges(t_starts, t_ends, rays, len(counts)),
         _middles(t_starts, t_ends, rays, counts),
         stops,
     )
@@ -153,11 +156,13 @@ def _stretches(
     return enter.where(inside, math.inf), leave.where(inside, -math.inf)
 
 
-def _parts(scene: _Scene, step: float) -> Iterator[_Scene]:
+def _parts(scene: _Scene, step: float, cone: float) -> Iterator[_Scene]:
     """The rays in pieces small enough to look at all their steps at once."""
     n_grids, *sides = scene.binaries.shape
     longest = (scene.end - scene.start).clamp(min=0).amax().item() if len(scene.near) else 0.0
-    steps = longest / step if step > 0 else n_grids * (sum(sides) + 3)
+    steps = longest / step if step > 0 else 0.0
+    if step <= 0 or cone > 0:
+        steps += n_grids * (sum(sides) + 3)
     size = max(1, int(CHUNK / max(steps, 1)))
     for begin in range(0, max(len(scene.near), 1), size):
         yield scene.rows(slice(begin, begin + size))
@@ -165,25 +170,23 @@ def _parts(scene: _Scene, step: float) -> Iterator[_Scene]:
 
 def _traverse(
     scene: _Scene, step: float, cone: float, limit: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Kept intervals, packed: starts, ends, whether each begins a run; counts and stops by ray."""
-    edges = _step_edges(scene, step, cone) if step > 0 else _cell_edges(scene)
-    starts, ends = edges[:, :-1], edges[:, 1:]
-    middles = (starts + ends) / 2
-    keep = _occupied(scene, middles) & (starts < ends)
-    if limit > 0:
-        keep &= keep.cumsum(1) <= limit
-    fresh = keep.clone()
-    fresh[:, 1:] &= ~keep[:, :-1]
-    counts = keep.sum(1)
-    stops = _stops(scene, edges, middles, keep, limit)
-    return starts[keep], ends[keep], fresh[keep], counts, stops
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Kept intervals, packed: starts and ends; counts and stops by ray."""
+    if step > 0 and cone > 0:
+        edges, keep = _growing_steps(scene, step, cone, limit)
+        stops = edges[:, -1]
+    else:
+        edges = _step_edges(scene, step) if step > 0 else _cell_edges(scene)
+        middles = (edges[:, :-1] + edges[:, 1:]) / 2
+        keep = _occupied(scene, middles) & (edges[:, :-1] < edges[:, 1:])
+        if limit > 0:
+            keep &= keep.cumsum(1) <= limit
+        stops = _stops(scene, edges, middles, keep, limit)
+    return edges[:, :-1][keep], edges[:, 1:][keep], keep.sum(1), stops
 
 
-def _step_edges(scene: _Scene, step: float, cone: float) -> Tensor:
-    """Edges (R, K + 1) of equal or growing steps that cover each ray's stretch."""
-    if cone > 0:
-        return _growing_edges(scene, step, cone)
+def _step_edges(scene: _Scene, step: float) -> Tensor:
+    """Edges (R, K + 1) of equal steps that cover each ray's stretch."""
     start, end = _finite_stretch(scene)
     first = ((start - scene.near) / step - 0.5).ceil().clamp(min=0)
     count = int(((end - start) / step).amax().item()) + 2 if len(start) else 1
@@ -191,12 +194,48 @@ def _step_edges(scene: _Scene, step: float, cone: float) -> Tensor:
     return scene.near[:, None] + number * step
 
 
-def _growing_edges(scene: _Scene, step: float, cone: float) -> Tensor:
-    _, end = _finite_stretch(scene)
-    edges = [scene.near]
-    while len(edges) < 2 or bool((edges[-1] < end).any()):
-        edges.append(edges[-1] + (edges[-1] * cone).clamp(min=step))
-    return torch.stack(edges, dim=1)
+def _growing_steps(scene: _Scene, step: float, cone: float, limit: int) -> tuple[Tensor, Tensor]:
+    """Edges (R, K + 1) of growing steps, and which of the K intervals are samples.
+
+    All rays move at once: by a step with its middle in an occupied cell, or out of a cell that is
+    empty or done. Intervals that are not samples may be empty, or cross a whole cell.
+    """
+    ends, occupied, n_cells = _cells(scene)
+    t, cell = scene.near, torch.zeros_like(n_cells)
+    n_kept = torch.zeros_like(n_cells)
+    edges, keep = [t], []
+    while True:
+        going = cell < n_cells
+        if limit > 0:
+            going &= n_kept < limit
+        if not bool(going.any()):
+            break
+        at = cell.clamp(max=ends.shape[1] - 1)[:, None]
+        end, full = ends.gather(1, at).squeeze(1), occupied.gather(1, at).squeeze(1)
+        length = (t * cone).clamp(min=step)
+        short = t + length / 2 < end
+        sample = going & full & short
+        skipped = ((end - t) / length - 0.5).ceil() * (going & ~full & short)
+        t = t + torch.where(sample, 1, skipped) * length
+        cell = cell + (going & ~sample)
+        n_kept = n_kept + sample
+        edges.append(t)
+        keep.append(sample)
+    kept = torch.stack(keep, 1) if keep else torch.zeros_like(occupied[:, :0])
+    return torch.stack(edges, 1), kept
+
+
+def _cells(scene: _Scene) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each ray leaves its cells (R, C), which are occupied, and how many there are (R,).
+
+    The way to the first grid counts as an empty cell.
+    """
+    edges = torch.cat((scene.near[:, None], _cell_edges(scene)), 1)
+    starts, ends = edges[:, :-1], edges[:, 1:]
+    occupied = _occupied(scene, (starts + ends) / 2)
+    passed = starts < ends
+    order = (~passed).byte().sort(dim=1, stable=True).indices
+    return ends.gather(1, order), occupied.gather(1, order), passed.sum(1)
 
 
 def _finite_stretch(scene: _Scene) -> tuple[Tensor, Tensor]:
@@ -206,17 +245,25 @@ def _finite_stretch(scene: _Scene) -> tuple[Tensor, Tensor]:
 
 
 def _cell_edges(scene: _Scene) -> Tensor:
-    """Distances (R, K) at which rays cross a plane between cells of any grid, in order."""
-    start, end = _finite_stretch(scene)
-    crossings = [start[:, None], end[:, None]]
-    for box in scene.aabbs:
+    """Distances (R, K), in order, at which rays pass from cell to cell of the grid that decides."""
+    _, end = _finite_stretch(scene)
+    found = []
+    for number, box in enumerate(scene.aabbs):
+        inner = []
         for axis, side in enumerate(scene.binaries.shape[1:]):
-            planes = torch.linspace(0, 1, side + 1, device=box.device, dtype=box.dtype)
+            planes = torch.arange(1, side, device=box.device, dtype=box.dtype) / side
             planes = box[axis] + planes * (box[axis + 3] - box[axis])
-            crossings.append((planes - scene.rays_o[:, axis, None]) / scene.rays_d[:, axis, None])
-    edges = torch.cat(crossings, dim=1).nan_to_num(0, math.inf, -math.inf)
-    edges = torch.maximum(torch.minimum(edges, end[:, None]), start[:, None])
-    return edges.sort(1).values
+            inner.append((planes - scene.rays_o[:, axis, None]) / scene.rays_d[:, axis, None])
+        enter, leave = scene.enter[:, number, None], scene.leave[:, number, None]
+        crossings = torch.cat((enter, *inner, leave), 1)
+        passed = crossings.isfinite()
+        slack = SAME * (1 + crossings.abs())
+        passed[:, 1:-1] &= ((crossings > enter + slack) & (crossings < leave - slack))[:, 1:-1]
+        for first in range(number):
+            after = crossings > scene.enter[:, first, None] - slack
+            passed &= ~(after & (crossings < scene.leave[:, first, None] + slack))
+        found.append(crossings.where(passed, end[:, None]))
+    return torch.cat(found, 1).sort(1).values
 
 
 def _occupied(scene: _Scene, middles: Tensor) -> Tensor:
@@ -255,10 +302,10 @@ def _stops(scene: _Scene, edges: Tensor, middles: Tensor, keep: Tensor, limit: i
     return stops
 
 
-def _edges(
-    t_starts: Tensor, t_ends: Tensor, fresh: Tensor, rays: Tensor, n_rays: int
-) -> RaySegmentsSpec:
+def _edges(t_starts: Tensor, t_ends: Tensor, rays: Tensor, n_rays: int) -> RaySegmentsSpec:
     """Edges of packed intervals; an interval shares its first edge with the one it follows."""
+    fresh = torch.ones_like(rays, dtype=torch.bool)
+    fresh[1:] = (t_starts[1:] != t_ends[:-1]) | (rays[1:] != rays[:-1])
     right = (1 + fresh.long()).cumsum(0) - 1
     total = int(right[-1]) + 1 if len(right) else 0
     vals = t_starts.new_empty(total)
