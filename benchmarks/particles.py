@@ -33,7 +33,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import phantom_objects  # noqa: E402
 from phantom_objects import N_VIEWS, Eyes, Job, Settings  # noqa: E402
-from pool import run_jobs  # noqa: E402
+from pool import run_jobs, threads_each  # noqa: E402
 
 from eeg_encoder.errors import InputError  # noqa: E402
 from eeg_encoder.files import whole_file, writable_folder, write_json  # noqa: E402
@@ -99,7 +99,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         overrides=tuple(options.override),
         device=resolve_device(options.device),
         size=options.size,
-        threads=max(1, (os.cpu_count() or 1) // max(options.workers, 1)),
+        threads=threads_each(options.workers, resolve_device(options.device)),
     )
     phantom_objects._same_settings(out, settings)
     trials = _trials(options)

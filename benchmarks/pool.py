@@ -22,6 +22,19 @@ class _Worker:
     job: Any = None
 
 
+def threads_each(workers: int, device: str) -> int:
+    """Torch's threads in each of ``workers`` processes: as ``OMP_NUM_THREADS`` says, else one
+    beside a GPU, and on a CPU an equal share of the cores.
+
+    Other programs may have the cores too, and threads that wait for one another on busy cores are
+    ten times slower than one.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return max(1, (os.cpu_count() or 1) // max(workers, 1)) if device == "cpu" else 1
+
+
 def run_jobs(
     jobs: Sequence[Any],
     work: Work,

@@ -36,7 +36,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import phantom_objects  # noqa: E402
 from phantom_objects import N_VIEWS, Eyes, Job, Settings  # noqa: E402
-from pool import run_jobs  # noqa: E402
+from pool import run_jobs, threads_each  # noqa: E402
 
 from eeg_encoder.errors import InputError  # noqa: E402
 from eeg_encoder.files import whole_file, writable_folder, write_json  # noqa: E402
@@ -161,7 +161,7 @@ def _plan(options: argparse.Namespace, out: Path, device: str) -> Plan:
         overrides=(),
         device=device,
         size=options.size,
-        threads=max(1, (os.cpu_count() or 1) // max(options.workers, 1)),
+        threads=threads_each(options.workers, device),
     )
     stages = (*STAGES, *([LONGER] if options.longer else []))
     overrides = {**given, LONGER: given["coarse"]}

@@ -275,6 +275,15 @@ def test_a_worker_that_dies_loses_its_own_job_only():
     assert left == []
 
 
+def test_threads_are_those_asked_for_or_one_beside_a_gpu(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert pool.threads_each(4, "cpu") == 8
+    assert pool.threads_each(4, "cuda") == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert pool.threads_each(4, "cpu") == pool.threads_each(4, "cuda") == 3
+
+
 def test_out_of_time_starts_nothing():
     results = []
     left = pool.run_jobs(
