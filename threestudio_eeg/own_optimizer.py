@@ -87,7 +87,10 @@ class OwnOptimizer:
 class UntrainedWatch:
     """Notice that no optimiser ever steps on a module's parameters.
 
-    An optimiser's step changes a tensor in place, which raises the tensor's version counter.
+    An optimiser's step changes a tensor in place, which raises the tensor's version counter; not
+    so one that torch calls fused, or one that has slices of the tensor for parameters. So where
+    the counter stands still the values are compared, which waits for the device once in
+    :data:`PATIENCE` steps.
 
     Parameters
     ----------
@@ -100,6 +103,7 @@ class UntrainedWatch:
     def __init__(self, module: nn.Module, where: str) -> None:
         self.where = where
         self._parameter = next(module.parameters())
+        self._before: Tensor | None = None
         self._step, self._version, self._idle = -1, -1, 0
 
     def look(self, step: int) -> None:
@@ -112,10 +116,17 @@ class UntrainedWatch:
         """
         if step == self._step:
             return
-        version = self._parameter._version
-        self._idle = self._idle + 1 if version == self._version else 0
+        version, known = self._parameter._version, self._version
         self._step, self._version = step, version
-        if self._idle >= PATIENCE:
+        if version != known:
+            self._idle, self._before = 0, None
+            return
+        if self._before is None:
+            self._before = self._parameter.detach().clone()
+        self._idle += 1
+        if self._idle < PATIENCE:
+            return
+        if torch.equal(self._before, self._parameter.detach()):
             raise InputError(
                 self.where,
                 "LoRA",
@@ -123,6 +134,7 @@ class UntrainedWatch:
                 "system.optimizer.params.guidance={lr: 1e-4}; or, in a system that makes its "
                 "guidance late, guidance.lora_optimizer={name: AdamW, args: {lr: 1e-4}}",
             )
+        self._idle, self._before = 0, None
 
 
 def _build(config: Any, module: nn.Module, where: str) -> torch.optim.Optimizer:

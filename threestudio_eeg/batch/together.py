@@ -17,7 +17,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import increment_version
 
 from eeg_encoder.errors import InputError
 from eeg_encoder.files import whole_file
@@ -97,7 +96,6 @@ class Together:
         self.prompts = TrialPrompts([m.system.prompt_utils for m in self.members])
         for member in self.members:
             self._prepare(member)
-        self._stepped = self._stepped_weights()
         self.step = self._resume()
         for member in self.members:
             self._begin(member)
@@ -137,8 +135,6 @@ class Together:
         self._hand_out_gradients()
         for member in self.members:
             self._optimise(member)
-        for weight in self._stepped:
-            increment_version(weight)
         self.step += 1
         for member in self.members:
             member.system.set_resume_status(0, self.step)
@@ -257,17 +253,6 @@ class Together:
         member.trained = [p for p in member.system.parameters() if p.requires_grad]
         own = dict(member.system.guidance.named_parameters())
         member.adapters = [(own[n], p) for n, p in self.guidance.named_parameters() if n in own]
-
-    def _stepped_weights(self) -> list[Tensor]:
-        """The guidance's weights that the objects' optimisers change through their slices.
-
-        Slices count their changes by themselves, so these weights are told of each step: the
-        guidance notices by it whether it is trained.
-        """
-        groups = (group for m in self.members for group in m.optimizer.param_groups)
-        held = {id(p) for group in groups for p in group["params"]}
-        pairs = (pair for member in self.members for pair in member.adapters)
-        return list({id(stacked): stacked for own, stacked in pairs if id(own) in held}.values())
 
     def _resume(self) -> int:
         contents = [
