@@ -267,7 +267,7 @@ def test_cuda_equals_cpu():
         geometry.zero_grad()
         out["comp_rgb"].square().sum().backward()
         gradient = geometry.encoding.encoding.encoding.params.grad
-        pictures.append((out["comp_rgb"].detach().cpu(), gradient.cpu()))
+        pictures.append((out["comp_rgb"].detach().cpu(), gradient.cpu().clone()))
     torch.testing.assert_close(pictures[1], pictures[0], atol=1e-3, rtol=1e-2)
     module.update_step(0, 0)
     module.update_step(0, 512)

@@ -25,8 +25,10 @@ FACE = 1e-3
 HALF_STEP = 2**-11
 TOLERANCE = {
     torch.float16: {"y": 4 * HALF_STEP, "params": 10 * HALF_STEP, "x": 10 * HALF_STEP},
-    torch.float32: {"y": 1e-5, "params": 1e-4, "x": 1e-4},
+    torch.float32: {"y": 3e-4, "params": 3e-4, "x": 6e-4},
 }
+"""Relative norms. In float32 a position times the finest level's 2,000 cells keeps four digits of
+its place in a cell, and theirs and ours round it differently."""
 SMALL_GRID = {"n_levels": 8, "n_features_per_level": 2, "base_resolution": 8}
 CONFIGS: dict[str, tuple[int, dict[str, Any]]] = {
     "threestudio's hash grid": (
