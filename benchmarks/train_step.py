@@ -4,8 +4,8 @@ The setting is that of threestudio's ``configs/prolificdreamer.yaml`` early in t
 neural environment map, 512 samples a ray, one view, VSD on a pipeline of Stable Diffusion 1.5's
 shapes and random weights. The first setup is threestudio itself, unmodified, from the checkout in
 ``THREESTUDIO_ROOT``; what it could not have of its own packages is printed. Every setup is a
-process of its own and sees the same cameras. On a GPU a few start and warm up side by side,
-and then take turns: who measures is alone.
+process of its own and sees the same cameras. With --at-once, a few start and warm up side by
+side on a GPU and then take turns: who measures is alone, so the slowest to warm up delays all.
 
     THREESTUDIO_ROOT=threestudio python benchmarks/train_step.py --out train_step.json
     python benchmarks/train_step.py --size tiny --device cpu
@@ -84,7 +84,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=6 if cuda else 1)
     parser.add_argument("--pipeline", type=Path, help="a folder, made before")
     parser.add_argument("--limit", type=float, default=240, help="seconds, of all setups")
-    parser.add_argument("--at-once", type=int, default=3, help="processes on a GPU, for its memory")
+    parser.add_argument("--at-once", type=int, default=1, help="processes on a GPU, for its memory")
     parser.add_argument("--floor", action="store_true", help="count the guidance's arithmetic too")
     parser.add_argument("--profile", action="store_true", help="list the costliest kernels of each")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
