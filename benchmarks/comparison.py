@@ -21,8 +21,8 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 import phantom_objects  # noqa: E402
+from object_options import add_options, described, run_command  # noqa: E402
 
-from eeg_encoder.errors import InputError  # noqa: E402
 from eeg_encoder.files import writable_folder  # noqa: E402
 
 CONDITIONS = ("text", "eeg", "class", "shuffled", "image")
@@ -31,34 +31,24 @@ VIEWS_OFF = "system.guidance.view_dependent_prompting=false"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line; make what is missing; compare."""
-    options = _parser().parse_args(arguments)
-    try:
-        run(options)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run_command(_parser(), run, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind)
-    parser.add_argument("--conditioning", type=Path, required=True, help="of the test trials")
-    parser.add_argument("--objects", type=Path, required=True, help="objects.json of a recording")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--trials", type=int, default=40)
+    parser = described(__doc__)
+    trials = {"default": 40, "help": None}
+    add_options(parser, "conditioning", "objects", "out", "trials", trials=trials)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
     parser.add_argument("--class-control", choices=("label", "class-mean"), default="class-mean")
-    parser.add_argument("--pipeline", default="phantom")
-    parser.add_argument("--judge", type=Path)
+    add_options(parser, "pipeline", "judge", judge={"type": Path})
     parser.add_argument("--views-off", action="store_true", help="do not tell the prior the camera")
     parser.add_argument("--rows-only", action="store_true", help="make no objects")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--workers", type=int, default=12)
+    add_options(parser, "device", "workers", workers={"default": 12})
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--together", type=int, default=1, help="objects of a worker in one batch")
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--size", type=int, default=128, help="side of the judged views, pixels")
-    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
+    add_options(parser, "size", "override", size={"help": "side of the judged views, pixels"})
     parser.add_argument("--overlay", action="append", default=[])
     parser.add_argument("--time-budget", type=float)
     return parser

@@ -17,25 +17,24 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import logging
-import os
 import sys
 import time
-import traceback
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
+import eeg_objects  # noqa: E402
+import object_worker  # noqa: E402
 import phantom_objects  # noqa: E402
+from object_options import add_options, described, run_command  # noqa: E402
 from phantom_objects import N_VIEWS, Eyes, Job, Settings  # noqa: E402
-from pool import run_jobs, threads_each  # noqa: E402
+from pool import run_jobs  # noqa: E402
 
-from eeg_encoder.errors import InputError  # noqa: E402
 from eeg_encoder.files import whole_file, writable_folder, write_json  # noqa: E402
 
 N = 4
@@ -53,30 +52,21 @@ FIGURES = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line; run what is missing; write the table."""
-    options = _parser().parse_args(arguments)
-    try:
-        benchmark(options)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run_command(_parser(), benchmark, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind)
-    parser.add_argument("--conditioning", type=Path, required=True, help="of the test trials")
-    parser.add_argument("--objects", type=Path, required=True, help="objects.json of a recording")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--trials", type=int, default=3, help="test objects, even over categories")
-    parser.add_argument("--skip", type=int, default=0, help="leave out so many objects first")
-    parser.add_argument("--subject", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=15)
+    parser = described(__doc__)
+    add_options(
+        parser,
+        *("conditioning", "objects", "out", "trials", "skip", "subject", "workers"),
+        trials={"default": 3},
+        workers={"default": 15},
+    )
     parser.add_argument("--steps", type=int, help="of each field; default the config's")
-    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
+    add_options(parser, "override")
     parser.add_argument("--time-budget", type=float, help="seconds; then no new run is started")
-    parser.add_argument("--pipeline", default="phantom")
-    parser.add_argument("--judge")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--size", type=int, default=128, help="side of the views, pixels")
+    add_options(parser, "pipeline", "judge", "device", "size")
     return parser
 
 
@@ -85,24 +75,12 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     from eeg_encoder.training import resolve_device
 
     out = writable_folder(options.out)
-    settings = Settings(
-        out=str(out),
-        objects=str(options.objects),
-        conditioning=str(options.conditioning),
-        controls=(),
-        pipeline=options.pipeline,
-        judge=options.judge,
-        eeg_config="phantom/eeg.yaml",
-        text_config="phantom/text.yaml",
-        overlays=(),
-        steps=options.steps,
-        overrides=tuple(options.override),
-        device=resolve_device(options.device),
-        size=options.size,
-        threads=threads_each(options.workers, resolve_device(options.device)),
+    device = resolve_device(options.device)
+    settings = eeg_objects.settings_from(
+        options, out, device, steps=options.steps, overrides=options.override
     )
     phantom_objects._same_settings(out, settings)
-    trials = _trials(options)
+    trials = eeg_objects.trials_of(options, seed=0)
     done = phantom_objects.read_results(out)
     runs = [run for run in plan(trials) if any(_not_made(o, done) for o in objects_of(run))]
     print(f"{len(trials)} trials, {len(runs)} runs to make", flush=True)
@@ -110,8 +88,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
     def keep(run: Job, results: list[dict[str, Any]] | None) -> None:
         for entry in results or [{**asdict(run), "error": "the worker died"}]:
-            key = f"{entry['condition']}-{entry['stimulus']}-{entry['seed']}"
-            phantom_objects.add_result(out, {"key": key, **entry})
+            eeg_objects.add_line(out, entry)
             _say(entry, time.monotonic() - started)
 
     left = run_jobs(
@@ -125,18 +102,6 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     if left:
         print(f"{len(left)} runs not started: out of time", flush=True)
     return report(out, trials, settings, time.monotonic() - started)
-
-
-def _trials(options: argparse.Namespace) -> list[Job]:
-    wanted = argparse.Namespace(
-        objects=options.objects,
-        conditioning=options.conditioning,
-        conditions=["eeg"],
-        subject=options.subject,
-        trials=options.skip + options.trials,
-        seeds=[0],
-    )
-    return phantom_objects.plan(wanted)[options.skip :]
 
 
 def plan(trials: Sequence[Job]) -> list[Job]:
@@ -159,24 +124,13 @@ def _not_made(job: Job, done: Mapping[str, Mapping[str, Any]]) -> bool:
 
 def work(connection: Connection, settings: Settings) -> None:
     """A worker: make the runs that come in."""
-    os.environ["THREESTUDIO_EEG_HOST"] = "builtin"
-    import torch
-
-    torch.set_num_threads(settings.threads)
-    warnings.filterwarnings("ignore", module="lightning.*")
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    object_worker.prepare(settings.threads)
     eyes = Eyes.open(settings)
-    while (run := connection.recv()) is not None:
-        try:
-            results = make_run(run, settings, eyes)
-        except KeyboardInterrupt:
-            return
-        except Exception as error:
-            traceback.print_exc()
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            results = [{**asdict(job), "error": reason} for job in objects_of(run)]
-        connection.send(results)
+
+    def make(run: Job) -> list[dict[str, Any]]:
+        return object_worker.attempt(objects_of(run), partial(make_run, run, settings, eyes))[0]
+
+    object_worker.answer(connection, make)
 
 
 def make_run(run: Job, settings: Settings, eyes: Eyes) -> list[dict[str, Any]]:
@@ -242,12 +196,12 @@ def report(out: Path, trials: Sequence[Job], settings: Settings, seconds: float)
         found = [results[job.key] for group in groups for job in group if job.key in results]
         unlike = [diversity(out / "embeddings", group) for group in groups]
         summary[condition] = {
-            **summarise(found),
+            **eeg_objects.summarise(found, FIGURES),
             "diversity": phantom_objects.mean_and_error([u for u in unlike if u is not None]),
             "diversity_by_trial": {t.stimulus: u for t, u in zip(trials, unlike, strict=True)},
         }
         entries += found
-        _contact(out, groups, condition)
+        eeg_objects.save_contact(out, groups, f"contact-{condition}.png")
     text = table(summary)
     print(text, flush=True)
     with whole_file(out / "table.md") as temporary:
@@ -271,16 +225,6 @@ def objects_of_trial(trial: Job, condition: str) -> list[Job]:
     return [replace(trial, condition=condition, seed=number) for number in range(N)]
 
 
-def summarise(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard error of each figure over the objects that were made."""
-    made = [entry for entry in entries if "error" not in entry]
-    figures: dict[str, Any] = {"made": len(made), "failed": len(entries) - len(made)}
-    for name in FIGURES:
-        values = [float(e[name]) for e in made if e.get(name) is not None]
-        figures[name] = phantom_objects.mean_and_error(values)
-    return figures
-
-
 def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures as a Markdown table."""
     rows = [["", "objects", "failed", "diversity", *FIGURES.values()]]
@@ -288,25 +232,7 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
     for condition, figures in summary.items():
         cells = [phantom_objects._cell(figures[name]) for name in ("diversity", *FIGURES)]
         rows.append([condition, str(figures["made"]), str(figures["failed"]), *cells])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _contact(out: Path, groups: Sequence[Sequence[Job]], condition: str) -> None:
-    """One trial a row: a strip of four views of each object."""
-    from PIL import Image
-
-    strips = [[out / "views" / f"{job.key}.png" for job in group] for group in groups]
-    rows = [row for row in strips if all(path.is_file() for path in row)]
-    if not rows:
-        return
-    pictures = [[Image.open(path) for path in row] for row in rows]
-    width, height = pictures[0][0].size
-    sheet = Image.new("RGB", (width * N, height * len(rows)), "white")
-    for i, row in enumerate(pictures):
-        for j, picture in enumerate(row):
-            sheet.paste(picture, (j * width, i * height))
-    with whole_file(out / f"contact-{condition}.png") as temporary:
-        sheet.save(temporary, format="PNG")
+    return eeg_objects.markdown(rows)
 
 
 def _say(entry: Mapping[str, Any], seconds: float) -> None:

@@ -15,24 +15,23 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import logging
-import os
 import platform
 import random
 import shlex
 import subprocess
 import sys
 import time
-import traceback
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
+import object_worker  # noqa: E402
+from object_options import add_options, described, run_command  # noqa: E402
 from pool import run_jobs, threads_each  # noqa: E402
 
 from eeg_encoder.errors import InputError  # noqa: E402
@@ -102,17 +101,12 @@ class Settings:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line; run what is missing; aggregate."""
-    options = _parser().parse_args(arguments)
-    try:
-        benchmark(options)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run_command(_parser(), benchmark, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind)
-    parser.add_argument("--objects", type=Path, required=True, help="objects.json of a recording")
+    parser = described(__doc__)
+    add_options(parser, "objects")
     parser.add_argument("--conditioning", type=Path, help="conditioning file of its test trials")
     parser.add_argument(
         "--control",
@@ -121,30 +115,26 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CONDITION=FILE",
         help="conditioning file of class or image, as threestudio-eeg control writes it",
     )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--trials", type=int, default=40, help="test objects, even over categories")
+    add_options(parser, "out", "trials", trials={"default": 40})
     parser.add_argument(
         "--conditions", nargs="+", choices=CONDITIONS, default=list(DEFAULT_CONDITIONS)
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--subject", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=12)
+    add_options(parser, "subject", "workers", workers={"default": 12})
     parser.add_argument("--gpus", type=int, default=1, help="spread the workers over as many")
     parser.add_argument(
         "--together", type=int, default=1, help="objects that a worker makes with one guidance"
     )
     parser.add_argument("--steps", type=int, help="default: the config's")
-    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
+    add_options(parser, "override")
     parser.add_argument("--time-budget", type=float, help="seconds; then no new object is started")
-    parser.add_argument("--pipeline", default="phantom")
-    parser.add_argument("--judge")
+    add_options(parser, "pipeline", "judge")
     parser.add_argument("--eeg-config", default="phantom/eeg.yaml")
     parser.add_argument("--text-config", default="phantom/text.yaml")
     parser.add_argument(
         "--overlay", action="append", default=[], help="YAML over them: a representation"
     )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--size", type=int, default=128, help="side of the judged views, pixels")
+    add_options(parser, "device", "size", size={"help": "side of the judged views, pixels"})
     return parser
 
 
@@ -327,24 +317,13 @@ def read_results(out: Path) -> dict[str, dict[str, Any]]:
 
 def work(connection: Connection, settings: Settings) -> None:
     """A worker: make the groups of objects that come in."""
-    os.environ["THREESTUDIO_EEG_HOST"] = "builtin"
-    import torch
-
-    torch.set_num_threads(settings.threads)
-    warnings.filterwarnings("ignore", module="lightning.*")
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    object_worker.prepare(settings.threads)
     eyes = Eyes.open(settings)
-    while (group := connection.recv()) is not None:
-        try:
-            results = make_objects(group, settings, eyes)
-        except KeyboardInterrupt:
-            return
-        except Exception as error:
-            traceback.print_exc()
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            results = [{**asdict(job), "error": reason} for job in group]
-        connection.send(results)
+
+    def make(group: list[Job]) -> list[dict[str, Any]]:
+        return object_worker.attempt(group, partial(make_objects, group, settings, eyes))[0]
+
+    object_worker.answer(connection, make)
 
 
 @dataclass

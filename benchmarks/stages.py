@@ -20,23 +20,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import os
 import sys
 import time
-import traceback
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
+import eeg_objects  # noqa: E402
+import object_worker  # noqa: E402
 import phantom_objects  # noqa: E402
+from object_options import add_options, described, run_command  # noqa: E402
 from phantom_objects import N_VIEWS, Eyes, Job, Settings  # noqa: E402
-from pool import run_jobs, threads_each  # noqa: E402
+from pool import run_jobs  # noqa: E402
 
 from eeg_encoder.errors import InputError  # noqa: E402
 from eeg_encoder.files import whole_file, writable_folder, write_json  # noqa: E402
@@ -75,26 +75,18 @@ class Plan:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line; run what is missing; write the table."""
-    options = _parser().parse_args(arguments)
-    try:
-        benchmark(options)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run_command(_parser(), benchmark, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind)
-    parser.add_argument("--conditioning", type=Path, required=True, help="of the test trials")
-    parser.add_argument("--objects", type=Path, required=True, help="objects.json of a recording")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--trials", type=int, default=10, help="test objects, even over categories")
-    parser.add_argument("--skip", type=int, default=0, help="leave out so many objects first")
+    parser = described(__doc__)
+    begin = ("conditioning", "objects", "out", "trials", "skip")
+    add_options(parser, *begin, trials={"default": 10})
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--subject", type=int, default=1)
+    add_options(parser, "subject")
     parser.add_argument("--normals", action="store_true", help="ProlificDreamer's own stages")
     parser.add_argument("--longer", action="store_true", help="also the coarse field for longer")
-    parser.add_argument("--workers", type=int, default=10)
+    add_options(parser, "workers", workers={"default": 10})
     parser.add_argument(
         "--together", type=int, default=1, help="trials that a worker makes at once"
     )
@@ -103,10 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         word = f"--{stage}-override"
         parser.add_argument(word, action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--time-budget", type=float, help="seconds; then no new trial is started")
-    parser.add_argument("--pipeline", default="phantom")
-    parser.add_argument("--judge")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--size", type=int, default=128, help="side of the views, pixels")
+    add_options(parser, "pipeline", "judge", "device", "size")
     return parser
 
 
@@ -116,7 +105,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
     out = writable_folder(options.out)
     plan = _plan(options, out, resolve_device(options.device))
-    trials = _trials(options)
+    trials = eeg_objects.trials_of(options, options.seed)
     done = phantom_objects.read_results(out)
     left = [trial for trial in trials if missing(trial, plan, done)]
     print(f"{len(trials)} trials, {len(trials) - len(left)} of them made before", flush=True)
@@ -124,7 +113,9 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
     def keep(group: list[Job], results: list[dict[str, Any]] | None) -> None:
         for trial in group if results is None else ():
-            _add(plan, {**asdict(replace(trial, condition="coarse")), "error": "the worker died"})
+            eeg_objects.add_line(
+                out, {**asdict(of_stage(trial, "coarse")), "error": "the worker died"}
+            )
         for entry in results or ():
             _say(entry, time.monotonic() - started)
 
@@ -147,22 +138,7 @@ def _plan(options: argparse.Namespace, out: Path, device: str) -> Plan:
     own = {stage: _steps_of(overlays.get(stage, "phantom/eeg.yaml")) for stage in STAGES}
     steps[LONGER] = sum(steps[stage] or own[stage] for stage in STAGES)
     given = {stage: tuple(getattr(options, f"{stage}_override")) for stage in STAGES}
-    settings = Settings(
-        out=str(out),
-        objects=str(options.objects),
-        conditioning=str(options.conditioning),
-        controls=(),
-        pipeline=options.pipeline,
-        judge=options.judge,
-        eeg_config="phantom/eeg.yaml",
-        text_config="phantom/text.yaml",
-        overlays=(),
-        steps=None,
-        overrides=(),
-        device=device,
-        size=options.size,
-        threads=threads_each(options.workers, device),
-    )
+    settings = eeg_objects.settings_from(options, out, device)
     stages = (*STAGES, *([LONGER] if options.longer else []))
     overrides = {**given, LONGER: given["coarse"]}
     plan = Plan(
@@ -196,18 +172,6 @@ def _same_plan(file: Path, plan: Plan) -> None:
     write_json(file, now)
 
 
-def _trials(options: argparse.Namespace) -> list[Job]:
-    wanted = argparse.Namespace(
-        objects=options.objects,
-        conditioning=options.conditioning,
-        conditions=["eeg"],
-        subject=options.subject,
-        trials=options.skip + options.trials,
-        seeds=[options.seed],
-    )
-    return phantom_objects.plan(wanted)[options.skip :]
-
-
 def of_stage(trial: Job, stage: str) -> Job:
     """A trial's object of one stage; its key names its line, its folder and its pictures."""
     return replace(trial, condition=stage)
@@ -221,19 +185,9 @@ def missing(trial: Job, plan: Plan, done: Mapping[str, Mapping[str, Any]]) -> li
 
 def work(connection: Connection, plan: Plan) -> None:
     """A worker: make the groups of trials that come in."""
-    os.environ["THREESTUDIO_EEG_HOST"] = "builtin"
-    import torch
-
-    torch.set_num_threads(plan.settings.threads)
-    warnings.filterwarnings("ignore", module="lightning.*")
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    object_worker.prepare(plan.settings.threads)
     eyes = Eyes.open(plan.settings)
-    while (group := connection.recv()) is not None:
-        try:
-            connection.send(make_group(group, plan, eyes))
-        except KeyboardInterrupt:
-            return
+    object_worker.answer(connection, lambda group: make_group(group, plan, eyes))
 
 
 def make_group(group: Sequence[Job], plan: Plan, eyes: Eyes) -> list[dict[str, Any]]:
@@ -246,15 +200,13 @@ def make_group(group: Sequence[Job], plan: Plan, eyes: Eyes) -> list[dict[str, A
         if STARTS_FROM.get(stage) in failed:
             failed.add(stage)
         elif stage in wanted:
-            try:
-                made = make_stage([of_stage(trial, stage) for trial in group], stage, plan, eyes)
-            except Exception as error:
-                traceback.print_exc()
+            jobs = [of_stage(trial, stage) for trial in group]
+            make = partial(make_stage, jobs, stage, plan, eyes)
+            made, well = object_worker.attempt(jobs, make)
+            if not well:
                 failed.add(stage)
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                made = [{**asdict(of_stage(t, stage)), "error": reason} for t in group]
             for entry in made:
-                _add(plan, entry)
+                eeg_objects.add_line(Path(plan.settings.out), entry)
             results += made
     return results
 
@@ -353,12 +305,6 @@ def laplacian_variance(grey: Any) -> Any:
     return (around - 4 * inner).flatten(1).var(dim=1).mean()
 
 
-def _add(plan: Plan, entry: Mapping[str, Any]) -> None:
-    """Keep a line; its key is the object's."""
-    key = f"{entry['condition']}-{entry['stimulus']}-{entry['seed']}"
-    phantom_objects.add_result(Path(plan.settings.out), {"key": key, **entry})
-
-
 def report(out: Path, trials: Sequence[Job], plan: Plan, seconds: float) -> dict[str, Any]:
     """Print the table; write ``results.json``, ``table.md`` and a contact sheet."""
     results = phantom_objects.read_results(out)
@@ -370,7 +316,10 @@ def report(out: Path, trials: Sequence[Job], plan: Plan, seconds: float) -> dict
         }
         for stage in plan.stages
     }
-    summary = {stage: summarise(list(entries[stage].values())) for stage in plan.stages}
+    summary = {
+        stage: eeg_objects.summarise(list(entries[stage].values()), FIGURES)
+        for stage in plan.stages
+    }
     others = [stage for stage in plan.stages if stage != "coarse"]
     paired = {stage: compare(entries["coarse"], entries[stage]) for stage in others}
     text = f"{table(summary)}\n\n{paired_table(paired)}\n"
@@ -389,18 +338,9 @@ def report(out: Path, trials: Sequence[Job], plan: Plan, seconds: float) -> dict
         "objects": [entry for stage in plan.stages for entry in entries[stage].values()],
     }
     write_json(out / "results.json", content)
-    _contact(out, trials, plan.stages)
+    groups = [[of_stage(trial, stage) for stage in plan.stages] for trial in trials]
+    eeg_objects.save_contact(out, groups, "contact.png")
     return content
-
-
-def summarise(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard error of each figure over the objects that were made."""
-    made = [entry for entry in entries if "error" not in entry]
-    figures: dict[str, Any] = {"made": len(made), "failed": len(entries) - len(made)}
-    for name in FIGURES:
-        values = [float(e[name]) for e in made if e.get(name) is not None]
-        figures[name] = phantom_objects.mean_and_error(values)
-    return figures
 
 
 def compare(
@@ -427,7 +367,7 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
     for stage, figures in summary.items():
         cells = [phantom_objects._cell(figures[name]) for name in FIGURES]
         rows.append([stage, str(figures["made"]), str(figures["failed"]), *cells])
-    return _markdown(rows)
+    return eeg_objects.markdown(rows)
 
 
 def paired_table(paired: Mapping[str, Mapping[str, Any]]) -> str:
@@ -437,7 +377,7 @@ def paired_table(paired: Mapping[str, Mapping[str, Any]]) -> str:
     for stage, figures in paired.items():
         cells = [_change(figures[name]) for name in COMPARED]
         rows.append([stage, *cells])
-    return _markdown(rows)
+    return eeg_objects.markdown(rows)
 
 
 def _change(figure: Mapping[str, Any]) -> str:
@@ -445,28 +385,6 @@ def _change(figure: Mapping[str, Any]) -> str:
         return "–"
     mean, error = figure["mean"], figure["se"]
     return f"{mean:+.3f} ± {error:.3f} (more in {figure['more']} of {figure['n']})"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _contact(out: Path, trials: Sequence[Job], stages: Sequence[str]) -> None:
-    """One trial a row: each stage's strip of four views."""
-    from PIL import Image
-
-    strips = [[out / "views" / f"{of_stage(t, s).key}.png" for s in stages] for t in trials]
-    rows = [row for row in strips if all(path.is_file() for path in row)]
-    if not rows:
-        return
-    pictures = [[Image.open(path) for path in row] for row in rows]
-    width, height = pictures[0][0].size
-    sheet = Image.new("RGB", (width * len(stages), height * len(rows)), "white")
-    for i, row in enumerate(pictures):
-        for j, picture in enumerate(row):
-            sheet.paste(picture, (j * width, i * height))
-    with whole_file(out / "contact.png") as temporary:
-        sheet.save(temporary, format="PNG")
 
 
 def _say(entry: Mapping[str, Any], seconds: float) -> None:

@@ -34,7 +34,6 @@ FLAGS = (
     "--disable-sync",
     "--hide-scrollbars",
     "--force-prefers-reduced-motion",
-    "--remote-debugging-pipe",
 )
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "Home": 36, "ArrowLeft": 37, "ArrowDown": 40}
 PATIENCE = 60.0
@@ -157,7 +156,8 @@ class Page:
 def browser(folder: Path) -> Iterator[Page]:
     """A browser with its profile in ``folder``, ended with the block."""
     to_read, to_write = os.pipe(), os.pipe()
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={folder / 'profile'}", "about:blank"]
+    flags = [*FLAGS, "--remote-debugging-pipe", f"--user-data-dir={folder / 'profile'}"]
+    command = [str(CHROMIUM), *flags, "about:blank"]
     ends = [str(to_read[0]), str(to_write[1])]
     process = subprocess.Popen(
         [sys.executable, "-SE", "-c", WITH_PIPES, *ends, *command],

@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,23 +19,8 @@ from threestudio_eeg.report.figures import read_figures, write_value
 from threestudio_eeg.report.geometry import cluster_vertices, pack_mesh, split_creases
 from threestudio_eeg.report.page import pick_latencies
 
-CHROMIUM = shutil.which("chromium")
-CHROMIUM_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--enable-unsafe-swiftshader",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--force-prefers-reduced-motion",
-    "--enable-logging=stderr",
-]
+from .browser import CHROMIUM, FLAGS
+
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
 CHANNELS = ["Fp1", "Fp2", "F3", "F4", "C3", "C4", "P3", "P4", "O1", "O2", "Fz", "Cz", "Pz"]
 
@@ -246,7 +230,8 @@ def test_ticks_are_round() -> None:
 def browse(page: Path, folder: Path, *flags: str, phone: bool = False) -> str:
     """Open a page in headless Chromium; return what it wrote to standard output and console."""
     size = "--window-size=500,1000" if phone else "--window-size=1280,1000"
-    command = [CHROMIUM, *CHROMIUM_FLAGS, size, f"--user-data-dir={folder / 'profile'}", *flags]
+    log, profile = "--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}"
+    command = [str(CHROMIUM), *FLAGS, log, size, profile, *flags]
     done = subprocess.run(
         [*command, page.as_uri()], capture_output=True, text=True, timeout=90, check=True
     )
