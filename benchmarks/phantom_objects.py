@@ -201,11 +201,17 @@ def controls_of(options: argparse.Namespace) -> tuple[tuple[str, str], ...]:
 
 
 def groups_of(jobs: Sequence[Job], size: int) -> list[list[Job]]:
-    """Jobs in groups of at most ``size``, text apart: objects made together share a config."""
+    """Jobs in groups of at most ``size``, text apart: objects made together share a config.
+
+    Groups are in the order of their first jobs.
+    """
     by_config: dict[bool, list[Job]] = {}
     for job in jobs:
         by_config.setdefault(job.condition == "text", []).append(job)
-    return [alike[i : i + size] for alike in by_config.values() for i in range(0, len(alike), size)]
+    groups = [
+        alike[i : i + size] for alike in by_config.values() for i in range(0, len(alike), size)
+    ]
+    return sorted(groups, key=lambda group: jobs.index(group[0]))
 
 
 def _one_gpu_each(n: int) -> list[dict[str, str]]:

@@ -391,6 +391,18 @@ def test_the_benchmark_makes_objects_and_goes_on_where_it_stopped(
         call(recording, world, tmp_path, *conditions, "--steps", "3")
 
 
+def test_groups_are_alike_and_in_the_order_of_their_jobs():
+    jobs = [
+        phantom_objects.Job(condition, f"n_{i}", f"s1-n_{i}", "a mug", 0)
+        for i in range(3)
+        for condition in ("eeg", "text", "shuffled")
+    ]
+    groups = phantom_objects.groups_of(jobs, 2)
+    assert sorted(job.key for group in groups for job in group) == sorted(j.key for j in jobs)
+    assert all(len({job.condition == "text" for job in group}) == 1 for group in groups)
+    assert [jobs.index(group[0]) for group in groups] == [0, 1, 3, 6, 7]
+
+
 def test_the_benchmark_makes_objects_together(recording, world, tmp_path, monkeypatch):
     monkeypatch.setenv("THREESTUDIO_EEG_HOST", "builtin")
     monkeypatch.setattr(phantom_objects, "run_jobs", run_here)
