@@ -40,6 +40,7 @@ from threestudio_eeg.experiments import experiment_config
 
 from .launched import leave_films_out
 from .representations import pipeline_and_conditioning
+from .timing import peak_gb, reset_peak
 
 CONFIGS = ("eeg-prolificdreamer.yaml", "schedule/progressive.yaml")
 FAST = (
@@ -163,11 +164,11 @@ def run(options: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     firsts = {min(start + FIRST, end) for start, end in zip(starts, ends, strict=True)}
     watch = Watch(options.device, firsts | set(ends))
     began = time.perf_counter()
-    _reset_peak(options.device)
+    reset_peak(options.device)
     with watch.of_renders():
         trial = launch("train", files, words, device=options.device, quiet=True, on_step=watch.step)
     trained = time.perf_counter()
-    peak = _peak_gb(options.device)
+    peak = peak_gb(options.device)
     last = [f"resume={trial / 'ckpts' / 'last.ckpt'}"]
     launch("export", [trial / "configs" / "parsed.yaml"], last, device=options.device, quiet=True)
     exported = time.perf_counter()
@@ -217,15 +218,6 @@ def segment(
         "samples": statistics.mean(watch.samples[seen]),
         "mean opacity": statistics.mean(float(opacity) for opacity in watch.opacities[seen]),
     }
-
-
-def _reset_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_gb(device: str) -> float:
-    return torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
 
 
 def show(report: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ import eeg_objects  # noqa: E402
 import object_worker  # noqa: E402
 import phantom_objects  # noqa: E402
 from object_options import add_options, described, run_command  # noqa: E402
-from phantom_objects import N_VIEWS, Eyes, Job, Settings  # noqa: E402
+from phantom_objects import Eyes, Job, Settings  # noqa: E402
 from pool import run_jobs  # noqa: E402
 
 from eeg_encoder.files import whole_file, writable_folder, write_json  # noqa: E402
@@ -142,8 +142,8 @@ def make_run(run: Job, settings: Settings, eyes: Eyes) -> list[dict[str, Any]]:
     results = []
     for number, job in enumerate(jobs):
         system.select_particle(number if run.condition == PARTICLES else 0)
-        figures = phantom_objects.look_at(job, system, settings, eyes)
-        _keep_embeddings(job, system, settings, eyes)
+        figures, views = phantom_objects.look_at(job, system, settings, eyes)
+        _keep_embeddings(job, views, settings, eyes)
         results.append({**figures, "seconds": seconds})
     return results
 
@@ -159,13 +159,11 @@ def settings_of(run: Job, settings: Settings) -> Settings:
     )
 
 
-def _keep_embeddings(job: Job, system: Any, settings: Settings, eyes: Eyes) -> None:
+def _keep_embeddings(job: Job, views: Mapping[str, Any], settings: Settings, eyes: Eyes) -> None:
     import numpy as np
 
     from threestudio_eeg.evaluation.objects import BACKGROUNDS, on_background
-    from threestudio_eeg.evaluation.views import render_views
 
-    views = render_views(system, n_views=N_VIEWS, size=settings.size, device=settings.device)
     pictures = on_background(views, BACKGROUNDS[0]).to(eyes.tower.device)
     embedded = eyes.tower.encode_pictures(pictures).float().cpu().numpy()
     file = writable_folder(Path(settings.out) / "embeddings") / f"{job.key}.npy"
@@ -207,12 +205,8 @@ def report(out: Path, trials: Sequence[Job], settings: Settings, seconds: float)
     with whole_file(out / "table.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     content = {
-        "simulated": True,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **phantom_objects.made_by(settings.device, seconds),
         "settings": json.loads(json.dumps(asdict(replace(settings, out=out.name)))),
-        "commit": phantom_objects._commit(),
-        "device": phantom_objects._device_name(settings.device),
-        "seconds_of_this_call": round(seconds, 1),
         "summary": summary,
         "objects": entries,
     }

@@ -142,7 +142,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """Make the objects that ``options.out`` lacks and write the figures of all."""
     from eeg_encoder.training import resolve_device
 
-    out = writable_folder(options.out)
+    out, device = writable_folder(options.out), resolve_device(options.device)
     settings = Settings(
         out=str(out),
         objects=str(options.objects),
@@ -155,9 +155,9 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         overlays=tuple(options.overlay),
         steps=options.steps,
         overrides=tuple(options.override),
-        device=resolve_device(options.device),
+        device=device,
         size=options.size,
-        threads=threads_each(options.workers, resolve_device(options.device)),
+        threads=threads_each(options.workers, device),
     )
     _same_settings(out, settings)
     jobs = plan(options)
@@ -412,7 +412,7 @@ def make_objects(group: Sequence[Job], settings: Settings, eyes: Eyes) -> list[d
     seconds = round((time.monotonic() - started) / len(group), 2)
     results = []
     while systems:
-        figures = look_at(group[len(results)], systems.pop(0), settings, eyes)
+        figures, _ = look_at(group[len(results)], systems.pop(0), settings, eyes)
         results.append({**figures, "seconds": seconds})
     gc.collect()
     if settings.device == "cuda":
@@ -420,8 +420,10 @@ def make_objects(group: Sequence[Job], settings: Settings, eyes: Eyes) -> list[d
     return results
 
 
-def look_at(job: Job, system: Any, settings: Settings, eyes: Eyes) -> dict[str, Any]:
-    """Figures of a finished object; its views go to ``views/<key>.png``."""
+def look_at(
+    job: Job, system: Any, settings: Settings, eyes: Eyes
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Figures of a finished object, and its views; a few of these go to ``views/<key>.png``."""
     from threestudio_eeg.evaluation.objects import evaluate_object
     from threestudio_eeg.evaluation.views import render_views
 
@@ -439,12 +441,13 @@ def look_at(job: Job, system: Any, settings: Settings, eyes: Eyes) -> dict[str, 
         **eyes.similarity(job.stimulus, views),
     }
     save_strip(Path(settings.out) / "views" / f"{job.key}.png", views)
-    return {
+    entry = {
         **asdict(job),
         **figures,
         "empty": mesh is None,
         "seconds_evaluation": round(time.monotonic() - started, 2),
     }
+    return entry, views
 
 
 def distil(job: Job, settings: Settings) -> Any:
@@ -485,8 +488,7 @@ def distil_together(group: Sequence[Job], settings: Settings) -> list[Any]:
     """Train the objects of a group with one guidance, without films and checkpoints."""
     from threestudio_eeg.batch.together import Together
 
-    place = [f"exp_root_dir={settings.out}", "name=objects", "use_timestamp=false"]
-    words = [[*place, f"tag={job.key}", *overrides_of(job, settings)] for job in group]
+    words = [words_of(job, settings) for job in group]
     together = Together(files_of(group[0], settings), words, settings.device)
     while together.step < together.n_steps:
         together.training_step()
@@ -499,6 +501,12 @@ def files_of(job: Job, settings: Settings) -> list[Path]:
 
     name = settings.text_config if job.condition == "text" else settings.eeg_config
     return [experiment_config(layer) for layer in (name, *settings.overlays)]
+
+
+def words_of(job: Job, settings: Settings) -> list[str]:
+    """``key=value`` words of one object, its folder among them."""
+    place = [f"exp_root_dir={settings.out}", "name=objects", "use_timestamp=false"]
+    return [*place, f"tag={job.key}", *overrides_of(job, settings)]
 
 
 def overrides_of(job: Job, settings: Settings) -> list[str]:
@@ -551,12 +559,8 @@ def report(out: Path, jobs: Sequence[Job], settings: Settings, seconds: float) -
         if "error" in entry:
             print(f"failed: {entry['key']}: {entry['error']}")
     content = {
-        "simulated": True,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **made_by(settings.device, seconds),
         "settings": asdict(replace(settings, out=out.name)),
-        "commit": _commit(),
-        "device": _device_name(settings.device),
-        "seconds_of_this_call": round(seconds, 1),
         "wanted": len(jobs),
         "summary": summary,
         "objects": entries,
@@ -568,6 +572,17 @@ def report(out: Path, jobs: Sequence[Job], settings: Settings, seconds: float) -
             with whole_file(out / f"contact-{condition}.png") as temporary:
                 sheet.save(temporary, format="PNG")
     return content
+
+
+def made_by(device: str, seconds: float) -> dict[str, Any]:
+    """What made a file of figures: command, commit, device, and the seconds of this call."""
+    return {
+        "simulated": True,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "device": _device_name(device),
+        "seconds_of_this_call": round(seconds, 1),
+    }
 
 
 def summarise(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

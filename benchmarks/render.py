@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 os.environ.setdefault("THREESTUDIO_EEG_HOST", "builtin")
 
 import torch  # noqa: E402
-from timing import bandwidth, machine, median_ms  # noqa: E402
+from timing import bandwidth, machine, median_ms, peak_gb, reset_peak  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from eeg_encoder.files import write_json  # noqa: E402
@@ -348,9 +348,9 @@ def _peak_gb(step: Callable[[], Any], device: str) -> float:
     step()
     if not device.startswith("cuda"):
         return math.nan
-    torch.cuda.reset_peak_memory_stats()
+    reset_peak(device)
     step()
-    return torch.cuda.max_memory_allocated() / 1e9
+    return peak_gb(device)
 
 
 def _profile(step: Callable[[], Any], device: str) -> None:

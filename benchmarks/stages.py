@@ -35,7 +35,7 @@ import eeg_objects  # noqa: E402
 import object_worker  # noqa: E402
 import phantom_objects  # noqa: E402
 from object_options import add_options, described, run_command  # noqa: E402
-from phantom_objects import N_VIEWS, Eyes, Job, Settings  # noqa: E402
+from phantom_objects import Eyes, Job, Settings  # noqa: E402
 from pool import run_jobs  # noqa: E402
 
 from eeg_encoder.errors import InputError  # noqa: E402
@@ -240,22 +240,17 @@ def settings_of(stage: str, plan: Plan) -> Settings:
 
 def words_of(job: Job, stage: str, settings: Settings) -> list[str]:
     """``key=value`` words of one stage of one trial: its folder, and what it starts from."""
-    place = [f"exp_root_dir={settings.out}", "name=objects", f"tag={job.key}"]
-    begin = []
-    if stage in STARTS_FROM:
-        before = of_stage(job, STARTS_FROM[stage]).key
-        source = Path(settings.out) / "objects" / before / "ckpts" / "last.ckpt"
-        begin = [f"system.geometry_convert_from={source}"]
-    own = phantom_objects.overrides_of(job, settings)
-    return [*place, "use_timestamp=false", *begin, *own]
+    words = phantom_objects.words_of(job, settings)
+    if stage not in STARTS_FROM:
+        return words
+    before = of_stage(job, STARTS_FROM[stage]).key
+    source = Path(settings.out) / "objects" / before / "ckpts" / "last.ckpt"
+    return [f"system.geometry_convert_from={source}", *words]
 
 
 def look_at(job: Job, system: Any, settings: Settings, eyes: Eyes) -> dict[str, Any]:
     """Figures of a finished object, its views' sharpness among them."""
-    from threestudio_eeg.evaluation.views import render_views
-
-    figures = phantom_objects.look_at(job, system, settings, eyes)
-    views = render_views(system, n_views=N_VIEWS, size=settings.size, device=settings.device)
+    figures, views = phantom_objects.look_at(job, system, settings, eyes)
     return {**figures, **sharpness_figures(views, eyes.objects[job.stimulus], settings.size)}
 
 
@@ -327,12 +322,8 @@ def report(out: Path, trials: Sequence[Job], plan: Plan, seconds: float) -> dict
     with whole_file(out / "table.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     content = {
-        "simulated": True,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **phantom_objects.made_by(plan.settings.device, seconds),
         "plan": asdict(replace(plan, settings=replace(plan.settings, out=out.name))),
-        "commit": phantom_objects._commit(),
-        "device": phantom_objects._device_name(plan.settings.device),
-        "seconds_of_this_call": round(seconds, 1),
         "summary": summary,
         "against_coarse": paired,
         "objects": [entry for stage in plan.stages for entry in entries[stage].values()],

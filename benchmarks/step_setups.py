@@ -14,28 +14,17 @@ from typing import Any
 
 import torch
 from guidance_setups import World, ours, upstream
-from timing import Laps, median_ms
+from timing import Laps, median_ms, peak_gb, reset_peak
 
 from threestudio_eeg.builtin.base import device_scope
+from threestudio_eeg.builtin.geometry import ImplicitVolume
 from threestudio_eeg.builtin.regularisers import sparsity
 
 RADIUS = 1.0
 FUSED = {"backend": "triton", "precision": "float16"}
-PERCEPTRON = {
-    "otype": "VanillaMLP",
-    "activation": "ReLU",
-    "output_activation": "none",
-    "n_neurons": 64,
-    "n_hidden_layers": 1,
-}
-GRID = {
-    "otype": "HashGrid",
-    "n_levels": 16,
-    "n_features_per_level": 2,
-    "log2_hashmap_size": 19,
-    "base_resolution": 16,
-    "per_level_scale": 1.447269237440378,
-}
+_DEFAULTS = ImplicitVolume.Config()
+GRID, PERCEPTRON = _DEFAULTS.pos_encoding_config, _DEFAULTS.mlp_network_config
+"""threestudio's defaults, which are those of its file."""
 FIELD = {
     "radius": RADIUS,
     "normal_type": None,
@@ -212,7 +201,7 @@ class TrainingStep:
         """Medians of the parts in ms, what was rendered, and the peak of the memory."""
         self.laps.clear()
         self.seen.clear()
-        _reset_peak(self.world.device)
+        reset_peak(self.world.device)
         for _ in range(repeats):
             self()
         times = self.laps.times()
@@ -242,7 +231,7 @@ class TrainingStep:
 
         step()
         base = allocated(device)
-        _reset_peak(device)
+        reset_peak(device)
         ms = median_ms(step, device, repeats, warm_up=1)
         peak = _peak(device)["peak GB"]
         return {"guidance alone": ms, "guidance GB above what it keeps": peak - base}
@@ -252,7 +241,7 @@ class TrainingStep:
         device, batch = self.world.device, self.camera(0)
         self.optimizer.zero_grad(set_to_none=True)
         base = allocated(device)
-        _reset_peak(device)
+        reset_peak(device)
         with self._autocast():
             out = self.renderer(**batch)
         kept, count = allocated(device) - base, len(out["weights"])
@@ -294,15 +283,9 @@ def allocated(device: str) -> float:
     return torch.cuda.memory_allocated() / 1e9 if device.startswith("cuda") else float("nan")
 
 
-def _reset_peak(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-
-
 def _peak(device: str) -> dict[str, float]:
     """Highest memory of tensors, and of what torch held for them, in 10**9 bytes."""
     if not device.startswith("cuda"):
         return {"peak GB": float("nan"), "reserved GB": float("nan")}
     reserved = torch.cuda.max_memory_reserved() / 1e9
-    return {"peak GB": torch.cuda.max_memory_allocated() / 1e9, "reserved GB": reserved}
+    return {"peak GB": peak_gb(device), "reserved GB": reserved}

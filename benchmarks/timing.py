@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import time
@@ -82,6 +83,18 @@ class Laps:
         if self._on_gpu:
             return float(begin.elapsed_time(end))
         return float(end - begin) * 1e3
+
+
+def reset_peak(device: str) -> None:
+    """Begin to look for the peak of a GPU's memory."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gb(device: str) -> float:
+    """Most memory of tensors since then, in 10**9 bytes; NaN on a CPU."""
+    return torch.cuda.max_memory_allocated() / 1e9 if device.startswith("cuda") else math.nan
 
 
 def bandwidth(device: str) -> float:
