@@ -48,10 +48,12 @@ def trials_of(options: argparse.Namespace, seed: int) -> list[Job]:
         conditioning=options.conditioning,
         conditions=["eeg"],
         subject=options.subject,
-        trials=options.skip + options.trials,
+        trials=options.trials,
+        skip=options.skip,
+        stimuli=None,
         seeds=[seed],
     )
-    return phantom_objects.plan(wanted)[options.skip :]
+    return phantom_objects.plan(wanted)
 
 
 def summarise(entries: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, Any]:

@@ -92,6 +92,9 @@ class Settings:
     device: str
     size: int
     threads: int
+    begin: int | None = None
+    """Steps of a field by the experiment alone, from which the overlays' representation starts."""
+    begin_overrides: tuple[str, ...] = ()
 
     def comparable(self) -> dict[str, Any]:
         """What two calls that add to the same results must share."""
@@ -115,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CONDITION=FILE",
         help="conditioning file of class or image, as threestudio-eeg control writes it",
     )
-    add_options(parser, "out", "trials", trials={"default": 40})
+    add_options(parser, "out", "trials", "skip", trials={"default": 40})
+    parser.add_argument("--stimuli", nargs="+", metavar="STIMULUS", help="these, not --trials")
     parser.add_argument(
         "--conditions", nargs="+", choices=CONDITIONS, default=list(DEFAULT_CONDITIONS)
     )
@@ -126,6 +130,10 @@ def _parser() -> argparse.ArgumentParser:
         "--together", type=int, default=1, help="objects that a worker makes with one guidance"
     )
     parser.add_argument("--steps", type=int, help="default: the config's")
+    parser.add_argument(
+        "--begin", type=int, metavar="STEPS", help="of the field that the overlay's starts from"
+    )
+    parser.add_argument("--begin-override", action="append", default=[], metavar="KEY=VALUE")
     add_options(parser, "override")
     parser.add_argument("--time-budget", type=float, help="seconds; then no new object is started")
     add_options(parser, "pipeline", "judge")
@@ -154,6 +162,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         text_config=options.text_config,
         overlays=tuple(options.overlay),
         steps=options.steps,
+        begin=options.begin,
+        begin_overrides=tuple(options.begin_override),
         overrides=tuple(options.override),
         device=device,
         size=options.size,
@@ -228,7 +238,12 @@ def plan(options: argparse.Namespace) -> list[Job]:
         ids = _trial_ids(options.conditioning, options.subject)
     elif set(options.conditions) != {"text"}:
         raise InputError("command line", "--conditioning", "nothing", "a conditioning file")
-    chosen = choose({s: i.category for s, i in objects.items() if s in ids}, options.trials)
+    categories = {s: i.category for s, i in objects.items() if s in ids}
+    chosen = options.stimuli or choose(categories, options.skip + options.trials)[options.skip :]
+    for stimulus in chosen:
+        if stimulus not in categories:
+            expected = "test objects that have a conditioning"
+            raise InputError("command line", "--stimuli", stimulus, expected)
     other = derange({stimulus: objects[stimulus].category for stimulus in chosen})
     if "shuffled" in options.conditions:
         _check_shuffle({s: (objects[s].category, objects[t].category) for s, t in other.items()})
@@ -407,8 +422,10 @@ def make_objects(group: Sequence[Job], settings: Settings, eyes: Eyes) -> list[d
     import torch
 
     started = time.monotonic()
-    alone = len(group) == 1
-    systems = [distil(group[0], settings)] if alone else distil_together(group, settings)
+    if len(group) == 1 and settings.begin is None:
+        systems = [distil(group[0], settings)]
+    else:
+        systems = distil_together(group, settings)
     seconds = round((time.monotonic() - started) / len(group), 2)
     results = []
     while systems:
@@ -485,14 +502,36 @@ def distil(job: Job, settings: Settings) -> Any:
 
 
 def distil_together(group: Sequence[Job], settings: Settings) -> list[Any]:
-    """Train the objects of a group with one guidance, without films and checkpoints."""
+    """Train the objects of a group with one guidance, without films.
+
+    With ``settings.begin`` a field is trained first; the overlays' representation starts from it.
+    """
     from threestudio_eeg.batch.together import Together
 
     words = [words_of(job, settings) for job in group]
+    if settings.begin is not None:
+        sources = begin(group, settings)
+        words = [
+            [f"system.geometry_convert_from={source}", *own]
+            for source, own in zip(sources, words, strict=True)
+        ]
     together = Together(files_of(group[0], settings), words, settings.device)
     while together.step < together.n_steps:
         together.training_step()
     return [member.system.eval() for member in together.members]
+
+
+def begin(group: Sequence[Job], settings: Settings) -> list[Path]:
+    """Train the fields that a representation starts from; return their checkpoints."""
+    from threestudio_eeg.batch.together import Together
+
+    first = replace(settings, overlays=(), steps=settings.begin, overrides=settings.begin_overrides)
+    words = [[*words_of(job, first), f"tag={job.key}-begin"] for job in group]
+    together = Together(files_of(group[0], first), words, settings.device)
+    while together.step < together.n_steps:
+        together.training_step()
+    together.save()
+    return [member.last for member in together.members]
 
 
 def files_of(job: Job, settings: Settings) -> list[Path]:

@@ -346,8 +346,7 @@ def recording(tmp_path_factory, world):
     return recording
 
 
-def call(recording, world, out, *more):
-    overrides = [word for pair in SMALL_FIELD for word in ("--override", pair)]
+def call(recording, world, out, *more, overrides=SMALL_FIELD):
     phantom_objects.main(
         [
             *("--objects", str(recording.objects)),
@@ -355,7 +354,7 @@ def call(recording, world, out, *more):
             *("--pipeline", str(world.pipeline), "--judge", str(world.judge)),
             *("--out", str(out), "--trials", "2", "--steps", "2", "--workers", "1"),
             *("--device", "cpu", "--size", "16"),
-            *overrides,
+            *(word for pair in overrides for word in ("--override", pair)),
             *more,
         ]
     )
@@ -414,6 +413,39 @@ def test_the_benchmark_makes_objects_together(recording, world, tmp_path, monkey
         (False, "text"),
     ] * 2
     assert len(list((tmp_path / "truth").iterdir())) == 2
+
+
+def test_the_benchmark_starts_a_representation_from_a_field(
+    recording, world, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("THREESTUDIO_EEG_HOST", "builtin")
+    monkeypatch.setattr(phantom_objects, "run_jobs", run_here)
+    monkeypatch.setattr("threestudio_eeg.evaluation.objects.true_mesh", coarse)
+    bottle = next(i for i in recording.instances if i.category == "bottle").stimulus
+    few = ("--override", "system.geometry.init_num_pts=40")
+    small = [word for pair in SMALL_FIELD for word in ("--begin-override", pair)]
+    call(
+        *(recording, world, tmp_path, "--conditions", "eeg", "--stimuli", bottle),
+        *("--overlay", "phantom/gaussian-splatting.yaml", "--begin", "1", *small, *few),
+        overrides=(),
+    )
+    (entry,) = json.loads((tmp_path / "results.json").read_text())["objects"]
+    assert "error" not in entry
+    assert entry["stimulus"] == bottle
+    first = tmp_path / "objects" / f"{entry['key']}-begin" / "ckpts" / "last.ckpt"
+    assert torch.load(first, weights_only=False)["global_step"] == 1
+    with pytest.raises(SystemExit, match="stimuli: found n_0"):
+        call(recording, world, tmp_path / "other", "--conditions", "eeg", "--stimuli", "n_0")
+
+
+def test_trials_may_be_left_out(recording, world, tmp_path):
+    words = ["--objects", str(recording.objects), "--out", str(tmp_path), "--conditions", "text"]
+    plans = [
+        phantom_objects.plan(phantom_objects._parser().parse_args([*words, *more]))
+        for more in (["--trials", "2"], ["--trials", "1", "--skip", "1"])
+    ]
+    assert plans[1] == plans[0][1:]
+    assert len(plans[1]) == 1
 
 
 def test_a_benchmark_of_one_category_cannot_shuffle(recording, world, tmp_path):

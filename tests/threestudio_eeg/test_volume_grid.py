@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from eeg_encoder.errors import InputError
 from threestudio_eeg.builtin.registry import find
+from threestudio_eeg.builtin.volume_grid import smoothed
 
 
 def grid(**cfg):
@@ -72,3 +75,28 @@ def test_density_scale_is_learned_without_a_blob():
 def test_bad_config(cfg, words):
     with pytest.raises(InputError, match=words):
         grid(**cfg)
+
+
+def test_smoothing_keeps_what_is_even_and_spreads_what_is_not():
+    even = torch.full((1, 2, 5, 6, 7), 3.0)
+    torch.testing.assert_close(smoothed(even, 1.5), even)
+    peak = torch.zeros(1, 1, 9, 9, 9)
+    peak[0, 0, 4, 4, 4] = 1
+    spread = smoothed(peak, 1.0)[0, 0]
+    assert spread[4, 4, 5] / spread[4, 4, 4] == pytest.approx(math.exp(-0.5), rel=1e-3)
+    torch.testing.assert_close(spread, spread.permute(2, 0, 1))
+    assert smoothed(peak, 0.0) is peak
+
+
+def test_smoothing_follows_its_schedule_and_is_what_is_read():
+    geometry = grid(smoothing=[0, 2.0, 0.5, 100], density_bias=0.0, density_activation="none")
+    with torch.no_grad():
+        geometry.grid.normal_(generator=torch.Generator().manual_seed(0))
+    centre = (torch.tensor([[5, 2, 6]]) + 0.5) / 8 * 2 - 1
+    for step, std in ((0, 2.0), (50, 1.25), (100, 0.5), (500, 0.5)):
+        geometry.update_step(0, step)
+        assert geometry.smoothing == pytest.approx(std)
+        expected = smoothed(geometry.grid, std)[0, 0, 6, 2, 5]
+        torch.testing.assert_close(geometry.forward_density(centre)[0, 0], expected)
+    geometry.forward_density(centre).sum().backward()
+    assert (geometry.grid.grad[:, 0] != 0).sum() > 1

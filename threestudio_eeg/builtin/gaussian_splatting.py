@@ -52,6 +52,9 @@ class GaussianSplatting(ImplicitGeometry):
     place.
 
     The surface is that of the opacity-weighted sum of the Gaussians, holes inside filled.
+
+    A field of our own: ``eps``, Adam's for all rates. A larger one than threestudio-3dgs's leaves
+    splats in peace whose gradients are small, hence noise.
     """
 
     @dataclass
@@ -68,6 +71,7 @@ class GaussianSplatting(ImplicitGeometry):
         rotation_lr: Any = 0.005
         pred_normal: bool = False
         normal_lr: Any = 0.001
+        eps: float = 1e-15
 
         densification_interval: int = 50
         prune_interval: int = 50
@@ -219,7 +223,7 @@ class GaussianSplatting(ImplicitGeometry):
             value = plain(self.cfg[rate])
             if rate == "scaling_lr" and self.cfg.scale_lr is not None:
                 value = plain(self.cfg.scale_lr)
-            group = {"params": [getattr(self, name)], "name": name, "eps": 1e-15}
+            group = {"params": [getattr(self, name)], "name": name, "eps": self.cfg.eps}
             group.update(lr=float(C(self._scheduled(value), 0, 0)), weight_decay=0.0)
             groups.append({**group, "schedule": value})
         return groups

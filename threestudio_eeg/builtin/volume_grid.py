@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from eeg_encoder.errors import InputError
 from threestudio_eeg.neural_fields.networks import get_activation
 
+from .config import C
 from .isosurface import ImplicitGeometry, contract_to_unit_box
 from .normals import FINITE_DIFFERENCES, finite_difference_slope
 from .registry import register
@@ -26,6 +28,10 @@ class VolumeGrid(ImplicitGeometry):
 
     The grid's axes are z, y, x, and its cells' centres carry the values, as in threestudio, whose
     weights fit. ``density_bias: blob`` starts with a ball.
+
+    A field of our own: ``smoothing``, the standard deviation in cells, a number or a schedule, of
+    the Gaussian that the grid is smoothed with before it is read. Neighbours then move together, so
+    that noisy gradients make no noisy shape; a falling one goes from coarse to fine.
     """
 
     @dataclass
@@ -38,6 +44,7 @@ class VolumeGrid(ImplicitGeometry):
         density_blob_std: float = 0.5
         normal_type: str | None = "finite_difference"
         isosurface_threshold: Any = "auto"
+        smoothing: Any = 0.0
 
     where = "volume-grid"
 
@@ -54,6 +61,7 @@ class VolumeGrid(ImplicitGeometry):
         if cfg.normal_type == "pred":
             self.normal_grid = nn.Parameter(torch.zeros(1, 3, *size))
         self.density_activation = get_activation(cfg.density_activation)
+        self.smoothing = float(C(cfg.smoothing, 0, 0))
 
     def _check_config(self) -> None:
         cfg = self.cfg
@@ -76,6 +84,7 @@ class VolumeGrid(ImplicitGeometry):
     def _look_up(self, points: Tensor, grid: Tensor) -> Tensor:
         """Values (..., C) of a grid (1, C, D, H, W) at world positions (..., 3)."""
         place = contract_to_unit_box(points, self.bbox) * 2 - 1
+        grid = smoothed(grid, self.smoothing)
         values = F.grid_sample(grid, place.reshape(1, 1, 1, -1, 3), align_corners=False)
         return values.reshape(grid.shape[1], -1).T.reshape(*points.shape[:-1], grid.shape[1])
 
@@ -112,3 +121,25 @@ class VolumeGrid(ImplicitGeometry):
         if self.cfg.n_feature_dims == 0:
             return {}
         return {"features": self._look_up(points, self.grid[:, 1:])}
+
+    def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
+        """Follow the smoothing's schedule."""
+        self.smoothing = float(C(self.cfg.smoothing, epoch, global_step))
+
+
+def smoothed(grid: Tensor, std: float) -> Tensor:
+    """A grid (1, C, D, H, W) under a Gaussian of so many cells; at the rim, of what is inside."""
+    if std <= 0:
+        return grid
+    for axis in (2, 3, 4):
+        mixed = grid.movedim(axis, -1) @ _gaussian(grid.shape[axis], std, grid.device).T
+        grid = mixed.movedim(-1, axis)
+    return grid
+
+
+@lru_cache(maxsize=8)
+def _gaussian(n: int, std: float, device: torch.device) -> Tensor:
+    """Weights (n, n): row i is how much each cell counts at cell i; rows sum to one."""
+    cells = torch.arange(n, device=device, dtype=torch.float32)
+    weights = torch.exp(-0.5 * ((cells[:, None] - cells) / std) ** 2)
+    return weights / weights.sum(dim=1, keepdim=True)
