@@ -94,6 +94,7 @@ class Settings:
     threads: int
     begin: int | None = None
     """Steps of a field by the experiment alone, from which the overlays' representation starts."""
+    begin_overlays: tuple[str, ...] = ()
     begin_overrides: tuple[str, ...] = ()
 
     def comparable(self) -> dict[str, Any]:
@@ -133,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--begin", type=int, metavar="STEPS", help="of the field that the overlay's starts from"
     )
+    parser.add_argument("--begin-overlay", action="append", default=[], help="YAML of that field")
     parser.add_argument("--begin-override", action="append", default=[], metavar="KEY=VALUE")
     add_options(parser, "override")
     parser.add_argument("--time-budget", type=float, help="seconds; then no new object is started")
@@ -163,6 +165,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         overlays=tuple(options.overlay),
         steps=options.steps,
         begin=options.begin,
+        begin_overlays=tuple(options.begin_overlay),
         begin_overrides=tuple(options.begin_override),
         overrides=tuple(options.override),
         device=device,
@@ -525,7 +528,12 @@ def begin(group: Sequence[Job], settings: Settings) -> list[Path]:
     """Train the fields that a representation starts from; return their checkpoints."""
     from threestudio_eeg.batch.together import Together
 
-    first = replace(settings, overlays=(), steps=settings.begin, overrides=settings.begin_overrides)
+    first = replace(
+        settings,
+        overlays=settings.begin_overlays,
+        steps=settings.begin,
+        overrides=settings.begin_overrides,
+    )
     words = [[*words_of(job, first), f"tag={job.key}-begin"] for job in group]
     together = Together(files_of(group[0], first), words, settings.device)
     while together.step < together.n_steps:

@@ -423,10 +423,12 @@ def test_the_benchmark_starts_a_representation_from_a_field(
     monkeypatch.setattr("threestudio_eeg.evaluation.objects.true_mesh", coarse)
     bottle = next(i for i in recording.instances if i.category == "bottle").stimulus
     few = ("--override", "system.geometry.init_num_pts=40")
-    small = [word for pair in SMALL_FIELD for word in ("--begin-override", pair)]
+    pairs = [pair for pair in SMALL_FIELD if "encoding" not in pair]
+    small = [word for pair in pairs for word in ("--begin-override", pair)]
+    grid = ("--begin-overlay", "phantom/volume-grid.yaml")
     call(
         *(recording, world, tmp_path, "--conditions", "eeg", "--stimuli", bottle),
-        *("--overlay", "phantom/gaussian-splatting.yaml", "--begin", "1", *small, *few),
+        *("--overlay", "phantom/gaussian-splatting.yaml", "--begin", "1", *grid, *small, *few),
         overrides=(),
     )
     (entry,) = json.loads((tmp_path / "results.json").read_text())["objects"]
