@@ -12,13 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from eeg_encoder.errors import InputError
 from tests.tiny import tiny_conditioning, tiny_pipeline
 from threestudio_eeg.batch import queue
 from threestudio_eeg.batch.command import BatchOptions, run_batch
-from threestudio_eeg.batch.jobs import Job, Outcome, Settings, packed, unpacked, work_on
+from threestudio_eeg.batch.jobs import (
+    THREADS,
+    Job,
+    Outcome,
+    Settings,
+    packed,
+    threads_each,
+    unpacked,
+    work_on,
+)
 from threestudio_eeg.batch.local import LocalEngine
 from threestudio_eeg.batch.progress import pace_words
 from threestudio_eeg.batch.ray_engine import RayEngine
@@ -257,6 +267,68 @@ def test_a_worker_that_dies_loses_its_job_only(inputs: tuple[Path, Path], tmp_pa
     engine.close()
     assert answers is not None
     assert answers[0]["status"] == "done"
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.delenv(THREADS, raising=False)
+    assert [threads_each(n) for n in (0, 1, 3, 40)] == [16, 16, 5, 1]
+    assert threads_each(4, cores=64) == 16
+    monkeypatch.setenv(THREADS, "2")
+    assert threads_each(3) == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_job_takes_its_threads_on_any_device(device: str, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    missing = BatchTrial("a", str(tmp_path / "none.safetensors"), "a", "s")
+    given = Settings(str(tmp_path), (str(tmp_path / "none.yaml"),), (), device, threads=before + 1)
+    try:
+        (outcome,) = work_on(packed(Job((missing,)), given))
+        assert outcome["status"] == "failed"
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc")
+def test_a_worker_starts_with_its_share_of_threads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.delenv(THREADS, raising=False)
+    engine = LocalEngine(Settings(str(tmp_path), (), (), "cuda"), 4)
+    process = engine._start(0).process
+    try:
+        started_with = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+    finally:
+        process.kill()
+        engine.close()
+    assert b"OMP_NUM_THREADS=3" in started_with
+    assert engine._settings.threads == 3
+    assert THREADS not in os.environ
+
+
+class FakeRay:
+    """Ray's calls that an engine starts with, on a cluster of 48 cores and 4 GPUs."""
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 48.0, "GPU": 4.0}
+
+    def remote(self, **options: Any) -> Any:
+        return lambda function: function
+
+
+def test_jobs_on_ray_share_the_clusters_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    monkeypatch.delenv(THREADS, raising=False)
+    engine = RayEngine(Settings(str(tmp_path), (), (), "cuda"), 0, gpus_per_job=0.5)
+    assert (engine.slots, engine._settings.threads) == (8, 6)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +75,6 @@ def run_batch(options: BatchOptions, say: Callable[[str], None] = print) -> list
         objects=None if options.objects is None else str(options.objects.absolute()),
         pipeline=str(config.system.guidance.get("pretrained_model_name_or_path", "phantom")),
         judge=None if options.judge is None else str(options.judge.absolute()),
-        threads=max(1, (os.cpu_count() or 1) // max(options.workers, 1)),
     )
     same_batch(settings)
     progress = BatchProgress(settings, len(trials), int(config.trainer.max_steps), options.quiet)

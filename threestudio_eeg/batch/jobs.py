@@ -18,6 +18,8 @@ from .trials import BatchTrial
 PROGRESS = "progress.json"
 PROGRESS_EVERY_S = 1.0
 TRIALS = "trials"
+THREADS = "OMP_NUM_THREADS"
+"""What OpenMP and BLAS libraries read as they are loaded, so before a worker's first import."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Settings:
     judge: str | None = None
     film: bool = True
     threads: int = 1
+    """Of each process; the engine's to say."""
 
     def folder(self, trial: BatchTrial) -> Path:
         """An object's trial folder."""
@@ -83,6 +86,26 @@ class Outcome:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
+def threads_each(workers: int, cores: int | None = None) -> int:
+    """Threads of each of ``workers`` processes: ``OMP_NUM_THREADS`` where the caller set it, else
+    an equal share of the cores, one at least.
+
+    Also beside a GPU, which is fed from the cores. Processes that each take all of the cores wait
+    for one another.
+
+    Parameters
+    ----------
+    workers
+        Processes side by side.
+    cores
+        That they share; default those of this machine.
+    """
+    given = os.environ.get(THREADS, "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return max(1, (cores or os.cpu_count() or 1) // max(workers, 1))
+
+
 def packed(job: Job, settings: Settings) -> str:
     """A job as text, for a process that has nothing but this package."""
     return json.dumps({"trials": [asdict(t) for t in job.trials], "settings": asdict(settings)})
@@ -121,8 +144,7 @@ def make(job: Job, settings: Settings) -> list[Outcome]:
     from ..plugin import register_all
 
     register_all()
-    if settings.device == "cpu":
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads)
     started = time.monotonic()
     steps = (_one if settings.together == 1 else _several)(job, settings)
     seconds = round((time.monotonic() - started) / len(job.trials), 3)

@@ -6,12 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
-from .jobs import Job, Settings, packed, work_on
+from .jobs import THREADS, Job, Settings, packed, threads_each, work_on
 
 GRACE_S = 120.0
 """How long an interrupted worker may take for its step and its checkpoint."""
@@ -27,6 +28,8 @@ class _Worker:
 class LocalEngine:
     """Jobs on ``n`` processes; a process that dies loses its job only and is replaced.
 
+    They share the cores: :func:`.jobs.threads_each`.
+
     Parameters
     ----------
     settings
@@ -39,7 +42,7 @@ class LocalEngine:
 
     def __init__(self, settings: Settings, n: int, gpus: int = 1) -> None:
         self.slots = n
-        self._settings = settings
+        self._settings = replace(settings, threads=threads_each(n))
         self._gpus = gpus
         self._workers: dict[int, _Worker] = {}
 
@@ -96,10 +99,25 @@ class LocalEngine:
         ours, theirs = context.Pipe()
         gpu = str(slot % self._gpus) if self._gpus > 1 else None
         process = context.Process(target=_work, args=(theirs, gpu), daemon=True)
-        process.start()
+        with _threads(self._settings.threads):
+            process.start()
         theirs.close()
         self._workers[slot] = _Worker(process, ours)
         return self._workers[slot]
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """What is started herein finds ``n`` threads in its environment."""
+    before = os.environ.get(THREADS)
+    os.environ[THREADS] = str(n)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[THREADS]
+        else:
+            os.environ[THREADS] = before
 
 
 def _work(connection: Connection, gpu: str | None) -> None:

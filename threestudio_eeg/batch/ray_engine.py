@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import Any
 
 from eeg_encoder.errors import InputError
 
-from .jobs import Job, Settings, packed, work_on
+from .jobs import Job, Settings, packed, threads_each, work_on
 
 
 class RayEngine:
     """Jobs as Ray tasks. The batch's folder must be the same path on every machine.
+
+    Those side by side share the cores: :func:`.jobs.threads_each`. Ray starts a worker with
+    ``OMP_NUM_THREADS=1``, so nothing takes more before the job itself says.
 
     Parameters
     ----------
@@ -37,7 +42,7 @@ class RayEngine:
         except ImportError as error:
             expected = "the extra: pip install 'threestudio-eeg[distributed]', or --engine local"
             raise InputError("batch", "--engine ray", "no package ray", expected) from error
-        self._ray, self._settings = ray, settings
+        self._ray = ray
         self._ours = not ray.is_initialized()
         if self._ours:
             self._connect(n, address)
@@ -49,6 +54,9 @@ class RayEngine:
             raise InputError("batch", "--gpus-per-trial", found, "a cluster with room for a job")
         room = int(gpus / gpus_per_job + 1e-6) if gpus_per_job else int(cpus)
         self.slots = min(n, room) if n else max(room, 1)
+        here = self._ours and address is None
+        threads = threads_each(self.slots, os.cpu_count() if here else int(cpus))
+        self._settings = replace(settings, threads=threads)
         options = {"num_gpus": gpus_per_job, "num_cpus": 1, "max_retries": 0}
         self._task = ray.remote(**options)(work_on)  # type: ignore[call-overload,unused-ignore]
         self._running: dict[Any, Job] = {}
