@@ -63,7 +63,7 @@ def n_way(
 ) -> dict[str, dict[str, float]]:
     r"""n-way top-k accuracy beside its chance level, k / n.
 
-    See :func:`among_the_top`. Half of the ties count as ahead, rounded up.
+    The mean of :func:`n_way_chances`: what is level with the right one counts as ahead of it.
 
     Parameters
     ----------
@@ -81,21 +81,21 @@ def n_way(
     """
     if top < 1:
         raise InputError("n-way accuracy", "top", top, "1 or more")
-    ahead, tied = _ahead(scores, target)
-    others = scores.shape[1] - 1
-    worse = (ahead + (tied / 2).ceil()).cpu().numpy()
     result = {}
     for n in ways:
-        if not top < n <= others + 1:
+        if not top < n <= scores.shape[1]:
             continue
-        found = among_the_top(worse, others, ways=n, top=top)
+        found = n_way_chances(scores, target, ways=n, top=top)
         accuracy = float(found.mean()) if len(found) else 0.0
         result[f"{n}-way top-{top}"] = {"accuracy": accuracy, "chance": top / n}
     return result
 
 
-def among_the_top(ahead: np.ndarray, others: int, *, ways: int, top: int) -> np.ndarray:
-    """Chance that a right candidate is among the ``top`` of ``ways`` candidates.
+def n_way_chances(scores: Tensor, target: Tensor, *, ways: int, top: int = 1) -> np.ndarray:
+    """(N,) chance that the right candidate is among the ``top`` of ``ways`` candidates.
+
+    What is level with the right candidate, or not comparable with it (NaN), counts as ahead of it:
+    who says nothing wins nothing. :func:`retrieval` breaks ties at random instead.
 
     The published measure draws the other ``ways - 1`` candidates at random, many times. Its
     expectation needs no draws: with h of the wrong ones ahead of the right one, the number drawn
@@ -103,10 +103,15 @@ def among_the_top(ahead: np.ndarray, others: int, *, ways: int, top: int) -> np.
 
     Parameters
     ----------
-    ahead
-        h of each row.
-    others
-        Wrong candidates in all.
+    scores, target
+        As in :func:`retrieval`.
+    ways, top
+        n and k.
+
+    Raises
+    ------
+    InputError
+        When there are fewer candidates than ``ways``, or ``top`` is not below ``ways``.
 
     References
     ----------
@@ -114,8 +119,15 @@ def among_the_top(ahead: np.ndarray, others: int, *, ways: int, top: int) -> np.
     """
     from scipy.stats import hypergeom
 
-    chance: np.ndarray = hypergeom.cdf(top - 1, others, ahead, ways - 1)
-    return chance
+    candidates = scores.shape[1]
+    if not 2 <= ways <= candidates:
+        raise InputError("n-way accuracy", "ways", ways, f"2 to {candidates}, the candidates")
+    if not 1 <= top < ways:
+        raise InputError("n-way accuracy", "top", top, f"1 to {ways - 1}")
+    own = scores.gather(1, target[:, None])
+    ahead = (~(scores < own)).sum(dim=1).cpu().numpy() - 1
+    chances: np.ndarray = hypergeom.cdf(top - 1, candidates - 1, ahead, ways - 1)
+    return chances
 
 
 def _ahead(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

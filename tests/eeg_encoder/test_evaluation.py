@@ -78,6 +78,22 @@ def test_all_pictures_are_the_gallery_of_n_way():
     assert found == pytest.approx(float(hits(scores, target, 1).mean()), abs=1e-6)
 
 
+def test_ties_win_no_n_way_for_encoder_or_objects():
+    from threestudio_eeg.evaluation.n_way import n_way_accuracy
+
+    scores = torch.tensor([[1.0, 1, 1, 0, 0, 2], [0.5, 0.5, 0.1, 0.1, 0.1, 0.1]])
+    target = torch.zeros(2, dtype=torch.int64)
+    found = n_way(scores, target, ways=(2, 3))
+    assert found["2-way top-1"]["accuracy"] == pytest.approx((2 / 5 + 4 / 5) / 2)
+    assert found["3-way top-1"]["accuracy"] == pytest.approx((1 / 10 + 6 / 10) / 2)
+    assert n_way(torch.ones(4, 9), torch.arange(4), ways=(2,))["2-way top-1"]["accuracy"] == 0
+    unknown = torch.full((4, 9), torch.nan)
+    assert n_way(unknown, torch.arange(4), ways=(2,))["2-way top-1"]["accuracy"] == 0
+    for ways in (2, 3):
+        accuracy = n_way_accuracy(scores, 0, ways=ways)
+        assert accuracy == found[f"{ways}-way top-1"]["accuracy"]
+
+
 def test_unknown_pictures_are_named():
     assert targets(["b", "a"], ["a", "b"]).tolist() == [1, 0]
     with pytest.raises(InputError, match="no c"):

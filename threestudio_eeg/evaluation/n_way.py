@@ -1,19 +1,19 @@
-"""n-way top-k accuracy, in closed form."""
+"""n-way top-k accuracy of views of one object."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+import torch
 
-from eeg_encoder.errors import InputError
-from eeg_encoder.evaluation.retrieval import among_the_top
+from eeg_encoder.evaluation.retrieval import n_way_chances
 
 
 def n_way_accuracy(scores: Any, target: int, *, ways: int, top: int = 1) -> float:
     """Mean chance that the right candidate is among the ``top`` of ``ways`` candidates.
 
-    The expectation over random draws: :func:`eeg_encoder.evaluation.retrieval.among_the_top`.
+    The encoder's measure, in closed form and with its rule for ties:
+    :func:`eeg_encoder.evaluation.retrieval.n_way_chances`.
 
     Parameters
     ----------
@@ -29,11 +29,6 @@ def n_way_accuracy(scores: Any, target: int, *, ways: int, top: int = 1) -> floa
     InputError
         When there are fewer candidates than ``ways``, or ``top`` is not below ``ways``.
     """
-    table = np.asarray(scores.detach().cpu() if hasattr(scores, "detach") else scores, np.float64)
-    n_candidates = table.shape[-1]
-    if not 2 <= ways <= n_candidates:
-        raise InputError("n-way accuracy", "ways", ways, f"2 to {n_candidates}, the candidates")
-    if not 1 <= top < ways:
-        raise InputError("n-way accuracy", "top", top, f"1 to {ways - 1}")
-    ahead = (table >= table[:, target : target + 1]).sum(axis=1) - 1
-    return float(among_the_top(ahead, n_candidates - 1, ways=ways, top=top).mean())
+    table = torch.as_tensor(scores).detach()
+    right = torch.full((len(table),), target, device=table.device)
+    return float(n_way_chances(table, right, ways=ways, top=top).mean())
