@@ -105,6 +105,11 @@ def test_regularisers_by_hand():
     out = {"opacity": opacity, "z_variance": torch.tensor([[5.0], [7.0], [2.0]])}
     assert z_variance(out).item() == 2.0
     assert z_variance({**out, "opacity": torch.zeros(3, 1)}).item() == 0.0
+    undefined = torch.tensor([[math.nan], [math.inf], [2.0]], requires_grad=True)
+    z_variance({"opacity": opacity, "z_variance": undefined}).backward()
+    assert undefined.grad.flatten().tolist() == [0.0, 0.0, 1.0]
+    nothing = {"opacity": torch.zeros(3, 1), "z_variance": undefined}
+    assert z_variance(nothing).item() == 0.0
     samples = {
         "normal": torch.tensor([[0.0, 0, 1], [0, 0, 1]]),
         "t_dirs": torch.tensor([[0.0, 0, 1], [0, 0, -1]]),
@@ -121,6 +126,13 @@ def test_regularisers_by_hand():
         ({"name": "Adam", "params": {"wieght": {}}}, "params.wieght: found wieght"),
         ({"name": "Adam", "args": {"lrr": 1}}, "Adam: found"),
         ({"name": "Adam", "params": {"0": {}, "0.weight": {}}}, "more than one parameter group"),
+        (
+            {"name": "AdamW", "params": {"0": {"lr": [0, 0.01, 0.001, 100]}}},
+            r"system.optimizer: params.0.lr: found \[0, 0.01, 0.001, 100\], expected a number",
+        ),
+        ({"name": "Adam", "params": {"0": {"lr": "fast"}}}, "params.0.lr: found 'fast'"),
+        ({"name": "Adam", "params": {"0": {"lr": -0.1}}}, "params.0.lr: found -0.1"),
+        ({"name": "Adam", "args": {"lr": [0, 0.01, 0.001, 100]}}, "system.optimizer: args.lr: found"),
     ],
 )
 def test_bad_optimizers_are_named(config, words):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,13 +32,15 @@ def make_optimizer(
     Raises
     ------
     InputError
-        For an optimiser, attribute or argument that does not exist, or overlapping groups.
+        For an optimiser, attribute or argument that does not exist, overlapping groups, or a
+        learning rate that is not a number, such as a schedule.
     """
     settings = plain(config)
     name = settings.get("name")
     known = sorted(k for k, v in vars(torch.optim).items() if isinstance(v, type))
     if name not in known:
         raise InputError("system.optimizer", "name", name, suggestion(str(name), known))
+    _check_rate(settings.get("args", {}), "args")
     args = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.get("args", {}).items()}
     groups = [*_groups(settings.get("params"), model), *more]
     try:
@@ -50,10 +53,21 @@ def _groups(params: dict[str, Any] | None, model: nn.Module) -> list[dict[str, A
     if params is None:
         trainable = [p for p in model.parameters() if p.requires_grad]
         return [{"params": trainable}]
+    for dotted, options in params.items():
+        _check_rate(options or {}, f"params.{dotted}")
     return [
         {"params": _parameters(model, dotted), "name": dotted, **(options or {})}
         for dotted, options in params.items()
     ]
+
+
+def _check_rate(options: Mapping[str, Any], where: str) -> None:
+    """Refuse a rate that is no number: torch looks at those of groups at the first step only."""
+    rate = options.get("lr", 0.0)
+    number = isinstance(rate, int | float) and not isinstance(rate, bool)
+    if not (number and math.isfinite(rate) and rate >= 0):
+        expected = "a number from 0; one that changes is written as system.scheduler"
+        raise InputError("system.optimizer", f"{where}.lr", repr(rate), expected)
 
 
 def _parameters(model: nn.Module, dotted: str) -> list[nn.Parameter]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from eeg_encoder.errors import InputError
@@ -42,13 +43,14 @@ def opaque(out: dict[str, Any]) -> Tensor:
 def z_variance(out: dict[str, Any]) -> Tensor:
     """Penalise thick surfaces: mean variance of depth along rays (HiFA, Zhu et al. 2023).
 
-    Over rays with an opacity above 0.5; zero when there are none.
+    Over rays with an opacity above 0.5, whatever the others hold; zero when there are none, where
+    threestudio's mean of nothing is NaN.
     """
     if "z_variance" not in out:
         expected = "0 with a mesh, which has no thickness"
         raise InputError("system.loss", "lambda_z_variance", "a render without one", expected)
-    solid = (out["opacity"] > 0.5).to(out["z_variance"])
-    return (out["z_variance"] * solid).sum() / solid.sum().clamp(min=1)
+    solid = out["opacity"] > 0.5
+    return torch.where(solid, out["z_variance"], 0.0).sum() / solid.sum().clamp(min=1)
 
 
 def eikonal(out: dict[str, Any]) -> Tensor:
