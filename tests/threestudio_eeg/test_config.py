@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from threestudio_eeg.builtin.base import (
     parse_structured,
 )
 from threestudio_eeg.builtin.config import C, C_max, compose, load_config, parse_overrides
+from threestudio_eeg.experiments import experiment_config
 
 BASE = """
 name: apple
@@ -198,6 +200,15 @@ def test_resolvers(base, expression, value):
 def test_schedules(value, epoch, step, expected):
     assert C(value, epoch, step) == pytest.approx(expected)
     assert C(OmegaConf.create({"v": value}).v, epoch, step) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_phantoms_schedules_of_a_run_of_no_thirds_are_steps(steps):
+    words = [f"trainer.max_steps={steps}", "system.prompt_processor.conditioning=x"]
+    cfg = load_config(experiment_config(Path("phantom/eeg.yaml")), cli_args=words)
+    assert OmegaConf.to_container(cfg.system.loss.lambda_sparsity) == [0, 0.0, 1.0, 0]
+    assert C(cfg.system.loss.lambda_sparsity, 0, 0) == 1.0
+    assert C(cfg.system.loss.lambda_opaque, 0, steps) == 40.0
 
 
 def test_exponential_schedules():
