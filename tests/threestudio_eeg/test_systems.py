@@ -132,7 +132,7 @@ def test_regularisers_by_hand():
         ),
         ({"name": "Adam", "params": {"0": {"lr": "fast"}}}, "params.0.lr: found 'fast'"),
         ({"name": "Adam", "params": {"0": {"lr": -0.1}}}, "params.0.lr: found -0.1"),
-        ({"name": "Adam", "args": {"lr": [0, 0.01, 0.001, 100]}}, "system.optimizer: args.lr: found"),
+        ({"name": "Adam", "args": {"lr": [0, 0.01, 0.001, 100]}}, "optimizer: args.lr: found"),
     ],
 )
 def test_bad_optimizers_are_named(config, words):
