@@ -9,6 +9,8 @@ from typing import Any
 
 from eeg_encoder.errors import InputError
 
+from ..neural_fields.recomputation import RECOMPUTED_CHUNK, RECOMPUTED_FROM
+
 WEIGHTS_GB = 1.8
 """U-Net and VAE of Stable Diffusion 1.5 in half precision, and the LoRA with its optimiser."""
 
@@ -24,17 +26,31 @@ FORWARD_GB = 0.2
 RESERVE_GB = 2.0
 """CUDA context, libraries' workspaces and fragmentation: a rough allowance."""
 
-RENDER_CHUNK, RENDER_CHUNKED_GB = 1 << 18, 1.0
-"""Samples of a training render at a time, and what it then takes: a rough allowance."""
+SAMPLES = 25_700_000
+SHARE_SHADED = 0.2
+KEPT_BYTES, PEAK_BYTES, AT_SAMPLES = 97, 191, 12_800_000
+"""Measured on an H200 (docs/figures/train-step-h200.json, ``benchmarks/train_step.py``, the setup
+"default"). A training render of 512 x 512 pixels and 512 samples a ray shades 25.7 million of
+them, 0.19 of all, at a mean opacity of 0.51. One of 12.8 million keeps so many bytes a sample
+between its forward and its backward pass, and takes so many at the peak of the latter, where the
+graph of the field is made of a million samples at a time."""
+
+CHUNK_GB = (PEAK_BYTES - KEPT_BYTES) * AT_SAMPLES / 2**30
+GRAPH_BYTES = KEPT_BYTES + CHUNK_GB * 2**30 / RECOMPUTED_CHUNK
+"""What that million takes beside what is kept, and from it what a sample takes in a render so small
+that its graph is kept. Both are upper limits: the gradients of all samples are counted as the
+million's. The former does not grow with the render: with 25.7 million samples the whole step took
+6.8 GB (of 2**30 bytes) at its peak, and 7.3 are expected, the reserve left out."""
+
+RENDER_CHUNK, SMALL_CHUNK_GB = 1 << 18, CHUNK_GB / 2
+"""Samples at a time where memory is short, and what they take: a rough allowance."""
+
+OTHER_BYTES = 600
+"""What a sample takes with other renderers than that of densities: a rough allowance."""
 
 MIN_CHUNK, MAX_CHUNK = 20_000, 1_000_000
 POINT_BYTES = 2_000
 """Memory of a point in an evaluation render: encoding, networks and compositing, roughly."""
-
-
-SAMPLE_BYTES, SHARE_ALIVE = 600, 0.25
-"""What a training render keeps of a sample for its backward pass, and the share of samples that the
-occupancy grid leaves: rough allowances."""
 
 MIN_SIDE = 64
 
@@ -75,14 +91,15 @@ class _Choice:
     graphs: bool = True
 
 
+_SMALL_CHUNKS = ", training renders in small chunks"
 _CHOICES = (
     _Choice("all activations kept"),
     _Choice("VAE checkpointed: its encoder runs twice a step", True),
     _Choice("VAE and U-Net checkpointed: both run twice a step", True, True),
-    _Choice("VAE and U-Net checkpointed, training renders in chunks", True, True, True),
+    _Choice(f"VAE and U-Net checkpointed{_SMALL_CHUNKS}", True, True, True),
     _Choice(
-        "VAE and U-Net checkpointed, training renders in chunks, no CUDA graphs, whose memory "
-        "nothing else can use: many times slower",
+        f"VAE and U-Net checkpointed{_SMALL_CHUNKS}, no CUDA graphs, whose memory nothing else can "
+        "use: many times slower",
         True,
         True,
         True,
@@ -91,12 +108,17 @@ _CHOICES = (
 )
 
 
+def _without_chunks(choice: _Choice) -> _Choice:
+    return replace(choice, chunk_render=False, reason=choice.reason.replace(_SMALL_CHUNKS, ""))
+
+
 def settings_for(
     vram_gb: float,
     *,
     batch: int = 1,
     image_size: int = 512,
-    render_gb: float = 3.0,
+    samples: int = SAMPLES,
+    renders: int = 1,
     lora: bool = True,
     weights_gb: float = WEIGHTS_GB,
     chunks: bool = True,
@@ -111,22 +133,25 @@ def settings_for(
         Views a step.
     image_size
         Side of the pictures that the VAE encodes. Memory of activations grows with its square.
-    render_gb
-        What rendering with its graph takes at the run's own resolution and samples.
+    samples
+        That a training render shades, in all of its views.
+    renders
+        A step's, one an object.
     lora
         VSD; without it SDS, which has no LoRA to train.
     weights_gb
         U-Net, VAE and LoRA; the default is Stable Diffusion 1.5's in half precision.
     chunks
-        The renderer can train in chunks.
+        The renderer is that of densities: it can train in chunks.
 
     Raises
     ------
     InputError
         When not even the leanest settings fit.
     """
-    for choice in (c if chunks else replace(c, chunk_render=False) for c in _CHOICES):
-        needed = _expected_gb(choice, batch * (image_size / 512) ** 2, render_gb, lora, weights_gb)
+    for choice in _CHOICES if chunks else map(_without_chunks, _CHOICES):
+        render = _render_gb(samples, renders, choice.chunk_render, chunks)
+        needed = _expected_gb(choice, batch * (image_size / 512) ** 2, render, lora, weights_gb)
         if needed <= vram_gb:
             return _settings(choice, needed, vram_gb - RESERVE_GB - weights_gb, batch, lora)
     raise InputError(
@@ -139,7 +164,7 @@ def settings_for(
 
 
 def _expected_gb(
-    choice: _Choice, views: float, render_gb: float, lora: bool, weights_gb: float
+    choice: _Choice, views: float, render: tuple[float, float], lora: bool, weights_gb: float
 ) -> float:
     """Peak of a step; the LoRA's pass follows the VAE's backward pass and takes its place."""
     vae = (VAE_CHECKPOINTED_GB if choice.checkpoint_vae else VAE_GB) * views
@@ -147,9 +172,21 @@ def _expected_gb(
     scores = FORWARD_GB * views * (3 if lora else 2)
     again = VAE_BLOCK_GB * views if choice.checkpoint_vae else 0.0
     guidance = max(vae + max(scores, again), trained + FORWARD_GB * views if lora else 0.0)
-    render = min(render_gb, RENDER_CHUNKED_GB) if choice.chunk_render else render_gb
-    together = guidance + render if choice.graphs else max(guidance + render / 2, render)
+    kept, peak = render
+    together = guidance + peak if choice.graphs else max(guidance + kept, peak)
     return RESERVE_GB + weights_gb + together
+
+
+def _render_gb(samples: int, renders: int, small: bool, chunks: bool) -> tuple[float, float]:
+    """What so many renders keep between forward and backward pass, and take at the peak."""
+    if not chunks:
+        whole = OTHER_BYTES * samples * renders / 2**30
+        return whole / 2, whole
+    graph = GRAPH_BYTES * samples / 2**30
+    if samples < RECOMPUTED_FROM and not small:
+        return graph * renders, graph * renders
+    kept = KEPT_BYTES * samples * renders / 2**30
+    return kept, kept + min(SMALL_CHUNK_GB if small else CHUNK_GB, graph)
 
 
 def _settings(choice: _Choice, needed: float, free_gb: float, batch: int, lora: bool) -> Settings:
@@ -160,8 +197,9 @@ def _settings(choice: _Choice, needed: float, free_gb: float, batch: int, lora: 
         "system.guidance.checkpoint_unet": choice.checkpoint_unet and lora,
         "system.guidance.vae_slicing": choice.checkpoint_vae and batch > 1,
         "system.renderer.eval_chunk_size": chunk,
-        "system.renderer.train_chunk_size": RENDER_CHUNK if choice.chunk_render else 0,
     }
+    if choice.chunk_render:
+        overrides["system.renderer.train_chunk_size"] = RENDER_CHUNK
     reasons = [choice.reason, f"evaluation renders {chunk:,} points at a time"]
     if overrides["system.guidance.vae_slicing"]:
         reasons.append("pictures are encoded one at a time")
@@ -188,24 +226,27 @@ def settings_for_experiment(config: Any, vram_gb: float, *, together: int = 1) -
     InputError
         When nothing fits.
     """
+    from ..builtin.config import C_max
+
     guidance, data = config.system.guidance, config.data
     pipeline = Path(_pipeline(str(guidance.get("pretrained_model_name_or_path", "phantom"))))
     lora = "vsd" in str(config.system.guidance_type)
-    batch = together * max(_stages(data.get("batch_size", 1)))
+    views = max(_stages(data.get("batch_size", 1)))
     common: dict[str, Any] = {
         "chunks": config.system.renderer_type == "nerf-volume-renderer",
-        "batch": batch,
+        "batch": together * views,
+        "renders": together,
         "image_size": _picture_side(pipeline),
         "lora": lora,
         "weights_gb": _weights_gb(pipeline, bool(guidance.get("half_precision_weights", True))),
     }
     sides = [_stages(data.get(name, 64)) for name in ("width", "height")]
-    samples = int((config.system.get("renderer") or {}).get("num_samples_per_ray", 512))
+    samples = int(C_max((config.system.get("renderer") or {}).get("num_samples_per_ray", 512)))
     while True:
         pixels = max(w * h for w, h in zip(*sides, strict=True))
-        render_gb = batch * pixels * samples * SAMPLE_BYTES * SHARE_ALIVE / 2**30
+        shaded = int(views * pixels * samples * SHARE_SHADED)
         try:
-            chosen = settings_for(vram_gb, render_gb=render_gb, **common)
+            chosen = settings_for(vram_gb, samples=shaded, **common)
         except InputError:
             if max(map(max, sides)) <= MIN_SIDE:
                 raise

@@ -20,7 +20,13 @@ from threestudio_eeg.neural_fields.compositing import (
 )
 from threestudio_eeg.neural_fields.marching import Samples, march
 from threestudio_eeg.neural_fields.occupancy import OccupancyGrid
-from threestudio_eeg.neural_fields.recomputation import Fields, evaluate, recomputed
+from threestudio_eeg.neural_fields.recomputation import (
+    RECOMPUTED_CHUNK,
+    RECOMPUTED_FROM,
+    Fields,
+    evaluate,
+    recomputed,
+)
 
 from .config import C
 from .registry import register
@@ -34,9 +40,6 @@ SOLID = 0.5
 """Opacity from which a ray has a surface, for the variance of its depth."""
 CUBE_DIAGONAL = 1.732
 DENSITY_CHUNK = 1 << 21
-RECOMPUTED_FROM, RECOMPUTED_CHUNK = 1 << 22, 1 << 20
-"""Number of samples from which a training render keeps no graph of its field, and how many are
-computed again at a time: 4 M samples of the default field keep some 4 GB."""
 
 
 class VolumeRenderer(Renderer):

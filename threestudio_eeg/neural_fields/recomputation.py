@@ -20,6 +20,10 @@ from torch.autograd.function import once_differentiable
 Fields = dict[str, Tensor]
 Field = Callable[[Tensor], Fields]
 
+RECOMPUTED_FROM, RECOMPUTED_CHUNK = 1 << 22, 1 << 20
+"""Number of samples from which a training render keeps no graph of its field, and how many are
+computed again at a time: 4 M samples of the default field keep some 4 GB."""
+
 
 def evaluate(field: Field, points: Tensor, chunk: int) -> Fields:
     """Values of a field at points (N, D), at most ``chunk`` at a time: each (N, ...)."""
