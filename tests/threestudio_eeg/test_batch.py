@@ -299,12 +299,16 @@ def test_a_worker_starts_with_its_share_of_threads(
     monkeypatch.delenv(THREADS, raising=False)
     engine = LocalEngine(Settings(str(tmp_path), (), (), "cuda"), 4)
     process = engine._start(0).process
-    try:
-        started_with = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+    environment, found = Path(f"/proc/{process.pid}/environ"), b""
+    deadline = time.monotonic() + 20
+    try:  # until it runs its own program, a process shows its parent's environment
+        while b"OMP_NUM_THREADS=3\0" not in found and time.monotonic() < deadline:
+            found = environment.read_bytes()
+            time.sleep(0.01)
     finally:
         process.kill()
         engine.close()
-    assert b"OMP_NUM_THREADS=3" in started_with
+    assert b"OMP_NUM_THREADS=3\0" in found
     assert engine._settings.threads == 3
     assert THREADS not in os.environ
 
