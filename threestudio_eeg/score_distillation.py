@@ -44,8 +44,9 @@ class ScoreDistillation(BaseModule):
         compiles the networks, which takes minutes; ``auto`` is ``graphs`` on CUDA and ``none``
         elsewhere. ``compile_mode`` is torch.compile's. ``channels_last``: the networks' memory
         format. ``checkpoint_unet``, ``checkpoint_vae``: compute activations again in the backward
-        pass. ``vae_slicing``: encode one picture at a time. ``fused_norms``: the VAE's
-        normalisations and activations in kernels of our own, on CUDA, where nothing is compiled.
+        pass. ``vae_slicing``: encode one picture at a time. ``fused_norms``: the
+        networks' normalisations and activations in kernels of our own, on CUDA, where nothing is
+        compiled.
         """
 
         pretrained_model_name_or_path: str = "phantom"

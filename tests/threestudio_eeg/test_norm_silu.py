@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from eeg_encoder.errors import InputError
+from threestudio_eeg.acceleration.networks import attend_by_products
 from threestudio_eeg.acceleration.norm_silu import NormSiLU, fuse_norms, reference
 
 from .kernels import DEVICE, run_in_interpreter, runs_kernels
@@ -92,9 +93,38 @@ def test_an_encoder_with_fused_norms_is_the_same_encoder(single_precision):
         mean = vae.encode(picture).latent_dist.mean
         results.append([mean, *torch.autograd.grad(mean.square().sum(), picture)])
         if len(results) == 1:
-            fuse_norms(vae)
+            fuse_norms(vae.encoder)
             fused = [part for part in vae.encoder.modules() if isinstance(part, NormSiLU)]
             assert len(fused) == 2 * 4 + 1
+    for found, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
+
+
+@runs_kernels
+def test_a_unet_with_fused_norms_is_the_same_unet(single_precision):
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    unet = unet.eval().requires_grad_(False).to(DEVICE)
+    seed = torch.Generator().manual_seed(1)
+    noisy, context = (torch.randn(size, generator=seed) for size in ((2, 4, 8, 8), (2, 3, 8)))
+    noisy, context = noisy.to(DEVICE).requires_grad_(), context.to(DEVICE)
+    results = []
+    for _ in range(2):
+        said = unet(noisy, torch.tensor([3, 700], device=DEVICE), context).sample
+        results.append([said, *torch.autograd.grad(said.square().sum(), noisy)])
+        if len(results) == 1:
+            fuse_norms(unet)
     for found, expected in zip(*reversed(results), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
 
@@ -103,4 +133,19 @@ def test_another_kind_of_encoder_is_refused():
     vae = tiny_vae()
     vae.encoder.conv_act = nn.ReLU()
     with pytest.raises(InputError, match="fused_norms"):
-        fuse_norms(vae)
+        fuse_norms(vae.encoder)
+
+
+def test_wide_heads_by_products_are_the_same_attention(monkeypatch):
+    from diffusers.models.attention_processor import AttnProcessor
+
+    from threestudio_eeg.acceleration import networks
+
+    monkeypatch.setattr(networks, "WIDEST_FUSED_HEAD", 4)
+    vae = tiny_vae()
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    before = vae.encode(picture).latent_dist.mean
+    attend_by_products(vae.encoder)
+    kinds = [type(part.processor) for part in vae.encoder.modules() if hasattr(part, "processor")]
+    assert kinds == [AttnProcessor]
+    torch.testing.assert_close(vae.encode(picture).latent_dist.mean, before)

@@ -39,26 +39,36 @@ class NormSiLU(nn.Module):
         return norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
-def fuse_norms(vae: Any) -> None:
-    """Let a frozen VAE's encoder normalise by :class:`NormSiLU`, channels innermost.
+def fuse_norms(network: Any) -> None:
+    """Let a frozen U-Net, or a VAE's encoder, normalise by :class:`NormSiLU`, channels innermost.
+
+    Of a U-Net these are the residual blocks and the output; its attention blocks keep theirs, which
+    have no SiLU behind them.
 
     Raises
     ------
     InputError
-        When the encoder has other activations, or residual blocks of another kind.
+        When the network has other activations, or residual blocks of another kind.
     """
-    encoder = vae.encoder
-    blocks = [part for part in encoder.modules() if hasattr(part, "nonlinearity")]
-    acts = [block.nonlinearity for block in blocks] + [encoder.conv_act]
-    plain = all(getattr(block, "time_emb_proj", None) is None for block in blocks)
+    blocks = [part for part in network.modules() if hasattr(part, "nonlinearity")]
+    acts = [block.nonlinearity for block in blocks] + [network.conv_act]
     norms = [getattr(b, name) for b in blocks for name in ("norm1", "norm2")]
-    norms.append(encoder.conv_norm_out)
-    known = all(isinstance(act, nn.SiLU) for act in acts)
-    if not (plain and known and all(isinstance(norm, nn.GroupNorm) for norm in norms)):
-        expected = "false: this VAE's encoder is not of group normalisations and SiLU"
+    norms.append(network.conv_norm_out)
+    known = all(isinstance(act, nn.SiLU) for act in acts) and all(map(_adds_time, blocks))
+    if not (known and all(isinstance(norm, nn.GroupNorm) for norm in norms)):
+        expected = "false: this network is not of group normalisations and SiLU"
         raise InputError("guidance", "fused_norms", True, expected)
     for block in blocks:
         block.norm1, block.norm2 = NormSiLU(block.norm1), NormSiLU(block.norm2)
+        if getattr(block, "time_emb_proj", None) is not None:
+            block.time_emb_proj = nn.Sequential(nn.SiLU(), block.time_emb_proj)
         block.nonlinearity = nn.Identity()
-    encoder.conv_norm_out, encoder.conv_act = NormSiLU(encoder.conv_norm_out), nn.Identity()
-    encoder.to(memory_format=torch.channels_last)
+    network.conv_norm_out, network.conv_act = NormSiLU(network.conv_norm_out), nn.Identity()
+    network.to(memory_format=torch.channels_last)
+
+
+def _adds_time(block: Any) -> bool:
+    """Whether a residual block has no time embedding, or activates it and adds it."""
+    if getattr(block, "time_emb_proj", None) is None:
+        return True
+    return block.time_embedding_norm == "default" and not block.skip_time_act
