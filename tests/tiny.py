@@ -10,9 +10,28 @@ import torch
 WORDS = ["a", "red", "mug", "chair", "blue", ",", "front", "side", "back", "overhead", "view"]
 
 
+def tiny_unet(**config: Any) -> Any:
+    """A U-Net for latents 8x8, attention in its outer blocks; a config changes its sizes."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        **{
+            "sample_size": 8,
+            "block_out_channels": (32, 32),
+            "layers_per_block": 1,
+            "norm_num_groups": 8,
+            "cross_attention_dim": 32,
+            "attention_head_dim": 8,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            **config,
+        }
+    )
+
+
 def tiny_pipeline(folder: Path, *, seed: int = 0, view_tokens: bool = True, **unet: Any) -> Path:
     """Write a pipeline: latents 8x8, pictures 16x16, context 8 (+2 view tokens) of width 32."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, DDPMScheduler
     from transformers import (
         CLIPTextConfig,
         CLIPTextModelWithProjection,
@@ -25,21 +44,7 @@ def tiny_pipeline(folder: Path, *, seed: int = 0, view_tokens: bool = True, **un
 
     torch.manual_seed(seed)
     tokenizer = new_tokenizer([" ".join(WORDS)], length=8, folder=folder / "tokenizer")
-    UNet2DConditionModel(
-        **{
-            "sample_size": 8,
-            "in_channels": 4,
-            "out_channels": 4,
-            "block_out_channels": (32, 32),
-            "layers_per_block": 1,
-            "norm_num_groups": 8,
-            "cross_attention_dim": 32,
-            "attention_head_dim": 8,
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            **unet,
-        }
-    ).save_pretrained(folder / "unet")
+    tiny_unet(**unet).save_pretrained(folder / "unet")
     AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,

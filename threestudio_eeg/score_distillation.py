@@ -260,7 +260,7 @@ class ScoreDistillation(BaseModule):
         posterior = self.pipeline.vae.encode(pixels).latent_dist
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         latents = latents.float() * self.pipeline.scaling_factor
-        # Fused norms leave channels innermost, and the U-Net would go on with that.
+        # Fused norms leave channels innermost; what is drawn and compared is not laid out so.
         return latents.contiguous() if self.cfg.fused_norms else latents
 
     def decode(self, latents: Tensor) -> Tensor:

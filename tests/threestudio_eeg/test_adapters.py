@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.tiny import tiny_unet
 from threestudio_eeg.adapters import PROJECTIONS, AdaptedLinear, CameraLoRA, adapter_state
 
 
@@ -21,20 +22,8 @@ def stable_diffusion_unet() -> Any:
 
 @pytest.fixture
 def unet() -> Any:
-    from diffusers import UNet2DConditionModel
-
     torch.manual_seed(0)
-    net = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        norm_num_groups=8,
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    return net.eval().requires_grad_(False)
+    return tiny_unet().eval().requires_grad_(False)
 
 
 def batch() -> tuple[torch.Tensor, ...]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from eeg_encoder.errors import InputError
+from tests.tiny import tiny_unet
 from threestudio_eeg.acceleration.networks import attend_by_products
 from threestudio_eeg.acceleration.norm_silu import NormSiLU, fuse_norms, reference
 
@@ -102,18 +103,9 @@ def test_an_encoder_with_fused_norms_is_the_same_encoder(single_precision):
 
 @runs_kernels
 def test_a_unet_with_fused_norms_is_the_same_unet(single_precision):
-    from diffusers import UNet2DConditionModel
-
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    unet = tiny_unet(
+        block_out_channels=(8, 16), norm_num_groups=4, cross_attention_dim=8, attention_head_dim=4
     )
     unet = unet.eval().requires_grad_(False).to(DEVICE)
     seed = torch.Generator().manual_seed(1)

@@ -22,12 +22,7 @@ def n_way_accuracy(scores: Any, target: int, *, ways: int, top: int = 1) -> floa
     target
         Row of the right candidate.
     ways, top
-        n and k.
-
-    Raises
-    ------
-    InputError
-        When there are fewer candidates than ``ways``, or ``top`` is not below ``ways``.
+        n and k; raises what that function raises.
     """
     table = torch.as_tensor(scores).detach()
     right = torch.full((len(table),), target, device=table.device)

@@ -5,22 +5,16 @@ import importlib
 import pytest
 import torch
 
+from tests.tiny import tiny_unet
 from threestudio_eeg.compat import lora
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 
 
 def new_unet():
     torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=12,
-        attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    return tiny_unet(
+        block_out_channels=(16, 16), norm_num_groups=4, cross_attention_dim=12, attention_head_dim=4
     ).requires_grad_(False)
 
 
