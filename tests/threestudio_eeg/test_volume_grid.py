@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from eeg_encoder.errors import InputError
+from threestudio_eeg.builtin import volume_grid
 from threestudio_eeg.builtin.registry import find
 from threestudio_eeg.builtin.volume_grid import smoothed
 
@@ -100,3 +101,91 @@ def test_smoothing_follows_its_schedule_and_is_what_is_read():
         torch.testing.assert_close(geometry.forward_density(centre)[0, 0], expected)
     geometry.forward_density(centre).sum().backward()
     assert (geometry.grid.grad[:, 0] != 0).sum() > 1
+
+
+@pytest.fixture
+def smoothings(monkeypatch):
+    """Standard deviations of the smoothings that are done, in order."""
+    done = []
+
+    def counted(values, std, transposed=False):
+        done.append(std)
+        return smoothed(values, std, transposed)
+
+    monkeypatch.setattr(volume_grid, "smoothed", counted)
+    return done
+
+
+def uneven(**cfg):
+    geometry = grid(smoothing=1.0, density_bias=0.0, density_activation="none", **cfg)
+    with torch.no_grad():
+        geometry.grid.normal_(generator=torch.Generator().manual_seed(0))
+    geometry.update_step(0, 0)
+    return geometry
+
+
+def test_look_ups_of_a_step_share_one_smoothing(smoothings):
+    geometry = uneven(normal_type=None)
+    with torch.no_grad():
+        seen = geometry.forward_density(points())
+    out = geometry(points())
+    torch.testing.assert_close(out["density"], seen)
+    geometry.export(points())
+    assert len(smoothings) == 1
+    out["density"].sum().backward()
+    assert len(smoothings) == 2  # the gradient's
+
+
+def test_gradients_are_those_of_a_grid_smoothed_anew_in_every_look_up():
+    geometry = uneven(normal_type="pred", grid_size=(6, 7, 8))
+    with torch.no_grad():
+        geometry.normal_grid.normal_(generator=torch.Generator().manual_seed(1))
+        geometry.forward_density(points())
+    fields = geometry(points(), output_normal=True)
+    density = geometry.forward_density(-points())
+    loss = fields["features"].square().sum() + density.exp().sum() + fields["normal"][:, 0].sum()
+    loss.backward(retain_graph=True)
+    found = [geometry.grid.grad.clone(), geometry.normal_grid.grad.clone()]
+    loss.backward()
+    for parameter, once in zip((geometry.grid, geometry.normal_grid), found, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * once)
+
+    plain = grid(
+        density_bias=0.0, density_activation="none", normal_type="pred", grid_size=(6, 7, 8)
+    )
+    values, normals = (p.detach().requires_grad_() for p in (geometry.grid, geometry.normal_grid))
+    del plain.grid, plain.normal_grid
+    plain.grid, plain.normal_grid = smoothed(values, 1.0), smoothed(normals, 1.0)
+    fields = plain(points(), output_normal=True)
+    density = plain.forward_density(-points())
+    loss = fields["features"].square().sum() + density.exp().sum() + fields["normal"][:, 0].sum()
+    for own, other in zip(found, torch.autograd.grad(loss, (values, normals)), strict=True):
+        torch.testing.assert_close(own, other)
+
+
+def test_a_smoothed_grid_is_forgotten_when_the_grid_changes():
+    geometry = uneven(normal_type=None)
+
+    def is_fresh():
+        expected = F.grid_sample(
+            smoothed(geometry.grid[:, :1], geometry.smoothing),
+            points().view(1, 1, 1, -1, 3),
+            align_corners=False,
+        )
+        return torch.allclose(geometry.forward_density(points()).view(-1), expected.view(-1))
+
+    assert is_fresh()
+    optimizer = torch.optim.AdamW([geometry.grid], lr=0.1)
+    geometry.forward_density(points()).sum().backward()
+    optimizer.step()
+    assert is_fresh()
+    geometry.load_state_dict({**geometry.state_dict(), "grid": torch.randn(1, 4, 8, 8, 8)})
+    assert is_fresh()
+    geometry.grid.data.mul_(2)  # leaves no trace, but the next step looks anew
+    geometry.update_step(0, 1)
+    assert is_fresh()
+    with torch.inference_mode():
+        assert is_fresh()
+    geometry.forward_density(points()).sum().backward()
+    geometry.smoothing = 0.5
+    assert is_fresh()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from .normals import FINITE_DIFFERENCES, finite_difference_slope
 from .registry import register
 
 NORMAL_STEP = 1e-3
+EVERY, DENSITY, FEATURES = slice(None), slice(1), slice(1, None)
 NORMAL_TYPES = (None, "pred", *FINITE_DIFFERENCES)
 
 
@@ -62,6 +62,7 @@ class VolumeGrid(ImplicitGeometry):
             self.normal_grid = nn.Parameter(torch.zeros(1, 3, *size))
         self.density_activation = get_activation(cfg.density_activation)
         self.smoothing = float(C(cfg.smoothing, 0, 0))
+        self._known: dict[str, tuple[Any, Tensor]] = {}
 
     def _check_config(self) -> None:
         cfg = self.cfg
@@ -81,19 +82,35 @@ class VolumeGrid(ImplicitGeometry):
         distance = points.detach().norm(dim=-1, keepdim=True)
         return cfg.density_blob_scale * (1 - distance / cfg.density_blob_std)
 
-    def _look_up(self, points: Tensor, grid: Tensor) -> Tensor:
-        """Values (..., C) of a grid (1, C, D, H, W) at world positions (..., 3)."""
+    def _look_up(self, points: Tensor, name: str, channels: slice = EVERY) -> Tensor:
+        """Values (..., C) of a grid, by the parameter's name, at world positions (..., 3)."""
         place = contract_to_unit_box(points, self.bbox) * 2 - 1
-        grid = smoothed(grid, self.smoothing)
+        grid = self._read(name, channels)
         values = F.grid_sample(grid, place.reshape(1, 1, 1, -1, 3), align_corners=False)
         return values.reshape(grid.shape[1], -1).T.reshape(*points.shape[:-1], grid.shape[1])
+
+    def _read(self, name: str, channels: slice) -> Tensor:
+        """Channels of a grid as they are read: smoothed once for all look-ups of a step.
+
+        What is kept has no graph; a look-up that needs a gradient gets a node of its own.
+        """
+        grid: Tensor = getattr(self, name)
+        if self.smoothing <= 0:
+            return grid[:, channels]
+        state = (grid.data_ptr(), grid._version, self.smoothing, torch.is_inference_mode_enabled())
+        kept, values = self._known.get(name, (None, grid))
+        if kept != state:
+            with torch.no_grad():
+                values = smoothed(grid, self.smoothing)
+            self._known[name] = state, values
+        return _Smoothed.apply(grid[:, channels], values[:, channels], self.smoothing)
 
     def _density(self, points: Tensor, raw: Tensor) -> Tensor:
         return self.density_activation(raw * self.density_scale.exp() + self.density_bias(points))
 
     def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
         """``density`` (..., 1), ``features`` (..., F) at world positions (..., 3), and normals."""
-        values = self._look_up(points, self.grid)
+        values = self._look_up(points, "grid")
         output = {"density": self._density(points, values[..., :1]), "features": values[..., 1:]}
         if output_normal and self.cfg.normal_type is not None:
             output["normal"] = output["shading_normal"] = self._normal(points, output["density"])
@@ -102,7 +119,7 @@ class VolumeGrid(ImplicitGeometry):
     def _normal(self, points: Tensor, density: Tensor) -> Tensor:
         kind = self.cfg.normal_type
         if kind == "pred":
-            return F.normalize(self._look_up(points, self.normal_grid), dim=-1)
+            return F.normalize(self._look_up(points, "normal_grid"), dim=-1)
         slope = finite_difference_slope(
             kind, self.forward_density, points, density, eps=NORMAL_STEP, radius=self.cfg.radius
         )
@@ -110,7 +127,7 @@ class VolumeGrid(ImplicitGeometry):
 
     def forward_density(self, points: Tensor) -> Tensor:
         """Density (..., 1) at world positions (..., 3)."""
-        return self._density(points, self._look_up(points, self.grid[:, :1]))
+        return self._density(points, self._look_up(points, "grid", DENSITY))
 
     def forward_level(self, points: Tensor) -> Tensor:
         """The density."""
@@ -120,26 +137,43 @@ class VolumeGrid(ImplicitGeometry):
         """Features at world positions, for texturing: ``features`` (..., n_feature_dims)."""
         if self.cfg.n_feature_dims == 0:
             return {}
-        return {"features": self._look_up(points, self.grid[:, 1:])}
+        return {"features": self._look_up(points, "grid", FEATURES)}
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         """Follow the smoothing's schedule."""
+        self._known.clear()
         self.smoothing = float(C(self.cfg.smoothing, epoch, global_step))
 
 
-def smoothed(grid: Tensor, std: float) -> Tensor:
-    """A grid (1, C, D, H, W) under a Gaussian of so many cells; at the rim, of what is inside."""
+def smoothed(grid: Tensor, std: float, transposed: bool = False) -> Tensor:
+    """A grid (1, C, D, H, W) under a Gaussian of so many cells; at the rim, of what is inside.
+
+    ``transposed``: the same of a gradient, from what is smoothed to the grid.
+    """
     if std <= 0:
         return grid
-    for axis in (2, 3, 4):
-        mixed = grid.movedim(axis, -1) @ _gaussian(grid.shape[axis], std, grid.device).T
-        grid = mixed.movedim(-1, axis)
-    return grid
+    weights = {n: _gaussian(n, std, grid.device).to(grid.dtype) for n in set(grid.shape[2:])}
+    z, y, x = (weights[n].T if transposed else weights[n] for n in grid.shape[2:])
+    with torch.autocast(grid.device.type, enabled=False):
+        mixed = y @ (grid @ x.T)
+        return (z @ mixed.flatten(-2)).view(grid.shape)
 
 
-@lru_cache(maxsize=8)
 def _gaussian(n: int, std: float, device: torch.device) -> Tensor:
     """Weights (n, n): row i is how much each cell counts at cell i; rows sum to one."""
     cells = torch.arange(n, device=device, dtype=torch.float32)
     weights = torch.exp(-0.5 * ((cells[:, None] - cells) / std) ** 2)
     return weights / weights.sum(dim=1, keepdim=True)
+
+
+class _Smoothed(torch.autograd.Function):
+    """Values that are known already, with the gradient of the smoothing that they came from."""
+
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, values: Tensor, std: float) -> Tensor:
+        ctx.std = std
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return smoothed(gradient, ctx.std, transposed=True), None, None
