@@ -7,12 +7,13 @@ may hold samples of both, and of several objects with adapters of their own (:cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
@@ -28,21 +29,53 @@ class Route:
         Samples before it see the bare network, the others adapters; None where all are bare.
     which
         Adapter of each sample from ``first`` on, (B - first,); None where there is only one.
+    weights
+        The adapters' weights in the precision of the network, by the weights themselves; those
+        that are not there are taken as they are.
     """
 
     def __init__(self) -> None:
         self.first: int | None = None
         self.which: Tensor | None = None
+        self.weights: Mapping[Tensor, Tensor] = {}
 
     @contextmanager
-    def set(self, first: int | None, which: Tensor | None) -> Iterator[None]:
+    def set(
+        self, first: int | None, which: Tensor | None, weights: Mapping[Tensor, Tensor]
+    ) -> Iterator[None]:
         """Hold this route for a while."""
-        before = self.first, self.which
-        self.first, self.which = first, which
+        before = self.first, self.which, self.weights
+        self.first, self.which, self.weights = first, which, weights
         try:
             yield
         finally:
-            self.first, self.which = before
+            self.first, self.which, self.weights = before
+
+
+def converted(weights: Sequence[Tensor], dtype: torch.dtype) -> dict[Tensor, Tensor]:
+    """Weights in another precision, by a few kernels for all of them; nothing when they have it."""
+    if all(weight.dtype == dtype for weight in weights):
+        return {}
+    return dict(zip(weights, _Converted.apply(dtype, *weights), strict=True))
+
+
+class _Converted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.likes = [(weight.shape, weight.numel()) for weight in weights]
+        ctx.dtype = weights[0].dtype
+        return _pieces(torch.cat([weight.flatten() for weight in weights]).to(dtype), ctx.likes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        flat = torch.cat([gradient.flatten() for gradient in gradients]).to(ctx.dtype)
+        return None, *_pieces(flat, ctx.likes)
+
+
+def _pieces(flat: Tensor, likes: Sequence[tuple[torch.Size, int]]) -> tuple[Tensor, ...]:
+    pieces = flat.split([numel for _, numel in likes])
+    return tuple(piece.view(shape) for piece, (shape, _) in zip(pieces, likes, strict=True))
 
 
 class StackedLinear(nn.Module):
@@ -114,15 +147,36 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, L, in) to (B, L, out)."""
-        out = self.base(x)
         first = self._route.first
         if first is None:
-            return out
-        delta = _map(self.up, _map(self.down, x[first:], self._route.which), self._route.which)
-        if not torch.is_grad_enabled():
-            out[first:] += delta
-            return out
+            return self.base(x)  # type: ignore[no-any-return]
+        down, up = self._weights(self.down), self._weights(self.up)
+        if down.dim() == 2 and (first == 0 or not torch.is_grad_enabled()):
+            return self._added_in_place(x, first, down, up)
+        out = self.base(x)
+        delta = self._own(self._own(x[first:], down), up)
         return out + delta if first == 0 else torch.cat([out[:first], out[first:] + delta])
+
+    def _weights(self, linear: Any) -> Tensor:
+        """In the precision of the network, where the route has them."""
+        weight: Tensor = linear.weight
+        return self._route.weights.get(weight, weight)
+
+    def _own(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Map x (B, L, in), every sample by its own adapter where there are several."""
+        if weight.dim() == 2:
+            return F.linear(x, weight.to(x.dtype))
+        assert self._route.which is not None
+        return x @ weight.index_select(0, self._route.which).to(x.dtype).mT
+
+    def _added_in_place(self, x: Tensor, first: int, down: Tensor, up: Tensor) -> Tensor:
+        """One adapter's product added to the layer's by the product itself."""
+        rows = x.reshape(-1, x.shape[-1])
+        out = self.base(rows)
+        begin = first * x.shape[1]
+        own = out if begin == 0 else out[begin:]
+        own.addmm_(F.linear(rows[begin:], down.to(x.dtype)), up.to(x.dtype).t())
+        return out.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
 class CameraEmbedding(nn.Module):
@@ -237,7 +291,8 @@ class CameraLoRA(nn.Module):
         Tensor
             (B, 4, h, w).
         """
-        with self._active(bare, which):
+        weights = converted(list(self.lora_layers.parameters()), latents.dtype)
+        with self._active(bare, which, weights):
             return self.unet(
                 latents, timesteps, encoder_hidden_states=context, class_labels=camera
             ).sample
@@ -253,15 +308,17 @@ class CameraLoRA(nn.Module):
         def run(block: Any, *arguments: Any) -> Any:
             options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
             if not torch.compiler.is_compiling():
-                first, which = self._route.first, self._route.which
-                options["context_fn"] = lambda: (nullcontext(), self._route.set(first, which))
+                held = self._route.first, self._route.which, self._route.weights
+                options["context_fn"] = lambda: (nullcontext(), self._route.set(*held))
             return checkpoint(block.__call__, *arguments, **options)
 
         return run
 
     @contextmanager
-    def _active(self, bare: int, which: Tensor | None) -> Iterator[None]:
-        with self._route.set(bare, which):
+    def _active(
+        self, bare: int, which: Tensor | None, weights: Mapping[Tensor, Tensor]
+    ) -> Iterator[None]:
+        with self._route.set(bare, which, weights):
             self.unet.class_embedding = self._class_embedding[0]
             try:
                 yield

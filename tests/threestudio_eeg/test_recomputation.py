@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from threestudio_eeg.neural_fields.recomputation import evaluate, recomputed
+from threestudio_eeg.neural_fields.recomputation import evaluate, recomputed, rows_of_turn
 
 
 class Field(nn.Module):
@@ -51,7 +51,17 @@ def test_known_values_save_one_evaluation(points):
     values = {name: value.detach() for name, value in field(points).items()}
     field.calls.clear()
     recomputed(field, points, list(field.parameters()), 20, values)["density"].sum().backward()
-    assert field.calls == [20, 20, 10]
+    assert field.calls == [17, 17, 16]
+
+
+@pytest.mark.parametrize(("count", "n_turns"), [(10, 1), (5, 5), (1000, 3), (5000, 4)])
+def test_turns_have_every_row_once_and_pieces_of_neighbours(count, n_turns):
+    rows = torch.arange(count)
+    turns = [rows_of_turn(rows, turn, n_turns) for turn in range(n_turns)]
+    assert torch.equal(torch.cat(turns).sort().values, rows)
+    assert max(map(len, turns)) - min(map(len, turns)) <= 1
+    if count == 5000:
+        assert turns[1][[0, 255, 256]].tolist() == [256, 511, 1280]
 
 
 def test_a_value_that_no_loss_uses_gets_no_gradient(points):

@@ -249,7 +249,7 @@ def test_many_samples_are_rendered_in_chunks_by_default(monkeypatch):
     monkeypatch.setattr("threestudio_eeg.builtin.renderer.RECOMPUTED_FROM", 1000)
     monkeypatch.setattr("threestudio_eeg.builtin.renderer.RECOMPUTED_CHUNK", 300)
     trained(None, geometry)
-    assert max(sizes[1:]) == 300
+    assert 250 < max(sizes[1:]) <= 300
 
 
 @pytest.mark.gpu

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from .norm_silu import fuse_norms
-
 WIDEST_FUSED_HEAD = 256
 
 
@@ -37,7 +35,7 @@ def prepare_networks(
     vae_slicing
         Encode one picture of a batch at a time.
     fused_norms
-        Normalise and activate in the U-Net and the VAE's encoder by :mod:`.norm_silu`.
+        The blocks of the U-Net and the VAE's encoder as :mod:`.fused_blocks` has them.
     compile_mode
         torch.compile's mode for the U-Net and the VAE's encoder; None leaves them eager. Shapes are
         static: other shapes are compiled anew.
@@ -48,8 +46,10 @@ def prepare_networks(
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
     if fused_norms:
-        fuse_norms(pipeline.vae.encoder)
-        fuse_norms(pipeline.unet)
+        from .fused_blocks import fuse_blocks
+
+        fuse_blocks(pipeline.vae.encoder)
+        fuse_blocks(pipeline.unet)
     if unet_checkpointing is not None:
         pipeline.unet.enable_gradient_checkpointing(unet_checkpointing)
     if vae_checkpointing:

@@ -5,6 +5,10 @@ themselves a few dozen. Here the backward pass evaluates the field again, a chun
 time, as T. Chen et al. do for layers (Training Deep Nets with Sublinear Memory Cost, 2016). Values
 that are known already, such as those which decided what samples are worth shading, are taken as
 they are: then the field is evaluated no more often than without recomputation.
+
+Chunks take turns along the list of points, a piece at a time. Samples of neighbouring rays are
+neighbours in the list, and add to the same few entries of a table: in one chunk they would wait
+for each other.
 """
 
 from __future__ import annotations
@@ -23,6 +27,10 @@ Field = Callable[[Tensor], Fields]
 RECOMPUTED_FROM, RECOMPUTED_CHUNK = 1 << 22, 1 << 20
 """Number of samples from which a training render keeps no graph of its field, and how many are
 computed again at a time: 4 M samples of the default field keep some 4 GB."""
+
+
+PIECE = 256
+"""Neighbouring points that stay together in a chunk: a few dozen on a ray share cells."""
 
 
 def evaluate(field: Field, points: Tensor, chunk: int) -> Fields:
@@ -50,7 +58,7 @@ def recomputed(
     parameters
         What the values are differentiated by.
     chunk
-        Points that are evaluated with their graph at a time.
+        Points that are evaluated with their graph at a time, at most.
     known
         The values at these points, when they are known already.
 
@@ -96,11 +104,15 @@ class _Recomputed(torch.autograd.Function):
             if gradient is not None
         }
         totals: list[Tensor | None] = [None] * len(parameters)
-        for start in range(0, len(points) if given else 0, ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
+        n_turns = -(-len(points) // ctx.chunk) if given else 0
+        for turn in range(n_turns):
             with torch.enable_grad(), ctx.autocast():
-                values = ctx.field(points[rows])
-            here = {name: g[rows] for name, g in given.items() if values[name].requires_grad}
+                values = ctx.field(rows_of_turn(points, turn, n_turns))
+            here = {
+                name: rows_of_turn(gradient, turn, n_turns)
+                for name, gradient in given.items()
+                if values[name].requires_grad
+            }
             found = torch.autograd.grad(
                 [values[name] for name in here],
                 parameters,
@@ -109,6 +121,22 @@ class _Recomputed(torch.autograd.Function):
             )
             totals = [_add(total, part) for total, part in zip(totals, found, strict=True)]
         return (None,) * (5 + len(ctx.names)) + tuple(totals)
+
+
+def rows_of_turn(tensor: Tensor, turn: int, n_turns: int) -> Tensor:
+    """Every ``n_turns``-th piece of a tensor (N, ...), from number ``turn`` on.
+
+    What is left at the end is shared out; together the turns have every row once.
+    """
+    if n_turns == 1:
+        return tensor
+    n_pieces = len(tensor) // (PIECE * n_turns)
+    end = n_pieces * n_turns * PIECE
+    left = tensor[end:].tensor_split(n_turns)[turn]
+    if n_pieces == 0:
+        return left
+    pieces = tensor[:end].reshape(n_pieces, n_turns, PIECE, *tensor.shape[1:])[:, turn]
+    return torch.cat([pieces.flatten(0, 1), left])
 
 
 def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
