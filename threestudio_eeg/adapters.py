@@ -171,12 +171,37 @@ class AdaptedLinear(nn.Module):
 
     def _added_in_place(self, x: Tensor, first: int, down: Tensor, up: Tensor) -> Tensor:
         """One adapter's product added to the layer's by the product itself."""
-        rows = x.reshape(-1, x.shape[-1])
-        out = self.base(rows)
-        begin = first * x.shape[1]
-        own = out if begin == 0 else out[begin:]
-        own.addmm_(F.linear(rows[begin:], down.to(x.dtype)), up.to(x.dtype).t())
-        return out.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+        rows, down, up = x.reshape(-1, x.shape[-1]), down.to(x.dtype), up.to(x.dtype)
+        base, begin = self.base, first * x.shape[1]
+        if torch.is_grad_enabled() and type(base) is nn.Linear and not base.weight.requires_grad:
+            out: Tensor = _Adapted.apply(rows, base.weight, base.bias, down, up)
+        else:
+            out = base(rows)
+            own = out if begin == 0 else out[begin:]
+            own.addmm_(F.linear(rows[begin:], down), up.t())
+        return out.view(*x.shape[:-1], -1)
+
+
+class _Adapted(torch.autograd.Function):
+    """``x weight^T + bias + x down^T up^T`` with a frozen weight; sums are part of the products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+    ) -> Tensor:
+        low = F.linear(x, down)
+        ctx.save_for_backward(x, weight, down, up, low)
+        return F.linear(x, weight, bias).addmm_(low, up.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, down, up, low = ctx.saved_tensors
+        of_low = gradients[0] @ up
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = (gradients[0] @ weight).addmm_(of_low, down)
+        return of_x, None, None, of_low.t() @ x, gradients[0].t() @ low
 
 
 class CameraEmbedding(nn.Module):

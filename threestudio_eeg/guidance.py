@@ -204,6 +204,10 @@ class VSDGuidance(ScoreDistillation):
         predicted = self._lora(noisy, t, prompt.plain.repeat(k, 1, 1), camera, which)
         return F.mse_loss(predicted, noise) * self.cfg.n_trials
 
+    @property
+    def losses_are_apart(self) -> bool:
+        return not (self.cfg.lora_shares_noise or self.cfg.checkpoint_unet)
+
     def trained_parameters(self) -> list[Tensor]:
         return [p for p in self._frozen[0].parameters() if p.requires_grad]
 

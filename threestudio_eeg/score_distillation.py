@@ -139,6 +139,11 @@ class ScoreDistillation(BaseModule):
         """Losses of the guidance's own weights, on detached latents."""
         return {}
 
+    @property
+    def losses_are_apart(self) -> bool:
+        """Whether the extra losses can be computed beside the scores, and memory allows it."""
+        return False
+
     def trained_parameters(self) -> list[Tensor]:
         """Weights that the extra losses have gradients for."""
         return []
@@ -207,17 +212,22 @@ class ScoreDistillation(BaseModule):
         return {**out, "min_step": self.min_step, "max_step": self.max_step}
 
     def _eager(self, step: Step, shown: tuple[Tensor, ...] | None) -> dict[str, Any]:
-        done = self.distil(step)
+        done = self.compare(step, self.latents_of(step))
         out: dict[str, Any] = {**done.losses, "grad_norm": done.grad_norm}
         out.update(self.extra_losses(done.latents.detach(), step.prompt, step.draws))
         if shown is not None:
             out["eval"] = self._evaluation(done.teacher, done.noised, step.prompt, shown)
         return out
 
-    def distil(self, step: Step) -> Distilled:
+    def latents_of(self, step: Step) -> Tensor:
+        """Latents (B, C, h, w) of a step's pictures, with the graph to them."""
+        if step.as_latents:
+            return step.picture
+        return self.encode(step.picture, step.draws.posterior)
+
+    def compare(self, step: Step, latents: Tensor) -> Distilled:
         """Compare the scores of noisy latents; the losses carry the graph to ``step.picture``."""
         picture, prompt, levels = step.picture, step.prompt, step.levels
-        latents = picture if step.as_latents else self.encode(picture, step.draws.posterior)
         noised = self.add_noise(latents, step.draws)
         teacher, reference = self.scores(noised, prompt, levels.guidance_scale)
         grad = self.gradient(teacher, reference, noised.t, levels.grad_clip)

@@ -204,24 +204,24 @@ def _sums_kernel(
     OF_GRADIENT: tl.constexpr, ACTIVATE: tl.constexpr,
     ROWS: tl.constexpr, C: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    first = tl.zeros([C], tl.float32)
-    second = tl.zeros([C], tl.float32)
+    first = tl.zeros([ROWS, C], tl.float32)
+    second = tl.zeros([ROWS, C], tl.float32)
     for step in range(STEPS):
         place, inside = _tile(tl.program_id(0) * STEPS + step, pixels, channels, ROWS, C)
         value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
         if OF_GRADIENT:
             given = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
             z = value * _line(slope, channels, C) + _line(shift, channels, C)
-            first_part = _before(given, z, ACTIVATE)
+            part = _before(given, z, ACTIVATE)
         else:
-            first_part = value
-        first += tl.sum(first_part, axis=0)
-        second += tl.sum(first_part * value, axis=0)
+            part = value
+        first += part
+        second += part * value
     column = tl.arange(0, C)
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     place = partial + program * channels + column
-    tl.store(place, first, mask=column < channels)
-    tl.store(place + stride, second, mask=column < channels)
+    tl.store(place, tl.sum(first, axis=0), mask=column < channels)
+    tl.store(place + stride, tl.sum(second, axis=0), mask=column < channels)
 
 
 @triton.jit

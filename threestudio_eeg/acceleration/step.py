@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +34,7 @@ class RecordedStep:
     def __init__(self, guidance: Any) -> None:
         self._guidance = guidance
         self._recordings = Recordings(self.losses_and_gradients, guidance.device)
+        self._side: torch.cuda.Stream | None = None
 
     def __call__(self, step: Any) -> dict[str, Any]:
         """Losses by name, with their graphs, and ``grad_norm``."""
@@ -50,28 +53,57 @@ class RecordedStep:
     def losses_and_gradients(self, step: Any) -> dict[str, Tensor]:
         """Return the losses and, as ``to_picture.*`` and ``to_weights.*``, their flat gradients.
 
-        The pictures' gradient is taken before the weights' losses are computed, so activations of
-        both are not in memory at once.
+        On a GPU the weights' losses are computed beside the scores and the pictures' gradient: the
+        kernels of one picture fill a part of it. Where they cannot, or memory counts, they come
+        after it, so that activations of both are not in memory at once.
         """
         guidance = self._guidance
-        picture = step.picture.detach().requires_grad_()
+        step = replace(step, picture=step.picture.detach().requires_grad_())
         with torch.enable_grad(), torch.autocast(guidance.device.type, enabled=False):
-            done = guidance.distil(replace(step, picture=picture))
-            out = {"grad_norm": done.grad_norm}
-            latents, losses = done.latents.detach(), done.losses
-            del done
-            while losses:
-                name, loss = losses.popitem()
-                out[name] = loss.detach()
-                out[f"to_picture.{name}"] = flat_gradient(
-                    loss, [picture], keep_graph=len(losses) > 0
-                )
-            del loss
-            extra = guidance.extra_losses(latents, step.prompt, step.draws)
-            half = guidance.pipeline.dtype == torch.float16
-            for name, loss in extra.items():
-                out[name] = loss.detach()
-                out[f"to_weights.{name}"] = flat_gradient(
-                    loss, guidance.trained_parameters(), HALF_PRECISION_SCALE if half else 1.0
-                )
+            latents = guidance.latents_of(step)
+            if not guidance.losses_are_apart:
+                return {**self._of_picture(step, latents), **self._of_weights(step, latents)}
+            with self._beside() as join:
+                out = self._of_weights(step, latents)
+            out.update(self._of_picture(step, latents))
+            join()
         return out
+
+    def _of_picture(self, step: Any, latents: Tensor) -> dict[str, Tensor]:
+        done = self._guidance.compare(step, latents)
+        out, losses = {"grad_norm": done.grad_norm}, done.losses
+        while losses:
+            name, loss = losses.popitem()
+            out[name] = loss.detach()
+            out[f"to_picture.{name}"] = flat_gradient(
+                loss, [step.picture], keep_graph=len(losses) > 0
+            )
+        return out
+
+    def _of_weights(self, step: Any, latents: Tensor) -> dict[str, Tensor]:
+        guidance, out = self._guidance, {}
+        half = guidance.pipeline.dtype == torch.float16
+        losses = guidance.extra_losses(latents.detach(), step.prompt, step.draws)
+        for name, loss in losses.items():
+            out[name] = loss.detach()
+            out[f"to_weights.{name}"] = flat_gradient(
+                loss, guidance.trained_parameters(), HALF_PRECISION_SCALE if half else 1.0
+            )
+        return out
+
+    @contextmanager
+    def _beside(self) -> Iterator[Callable[[], None]]:
+        """What the device may do at the same time as what follows, until the join.
+
+        Tensors that are used here must live until then.
+        """
+        if self._guidance.device.type != "cuda":
+            yield lambda: None
+            return
+        main = torch.cuda.current_stream()
+        if self._side is None:
+            self._side = torch.cuda.Stream()
+        side = self._side
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            yield lambda: main.wait_stream(side)
