@@ -81,10 +81,7 @@ SETUPS: dict[str, Setup] = {
     "fused": _FUSED,
     "fused, chunks of 4 M": replace(_FUSED, renderer={"train_chunk_size": 1 << 22}),
     "fused, graph kept": replace(_FUSED, renderer={"train_chunk_size": 0}),
-    "fused, norms": replace(_FUSED, guidance={"fused_norms": True}),
-    "fused, norms, shared noise": replace(
-        _FUSED, guidance={"fused_norms": True, "lora_shares_noise": True}
-    ),
+    "fused, plain networks": replace(_FUSED, guidance={"fused_norms": False}),
     "fused, compile": replace(_FUSED, guidance={"acceleration": "compile"}),
     "fused, compile, channels last": replace(
         _FUSED, guidance={"acceleration": "compile", "channels_last": True}

@@ -39,7 +39,7 @@ from vsd_step import FOR_UPSTREAM, SIDES, floor_ms  # noqa: E402
 
 from eeg_encoder.files import write_json  # noqa: E402
 
-USUAL = ("upstream", "default", "fused", "fused, norms")
+USUAL = ("upstream", "default", "fused", "fused, shared noise")
 SAMPLES = {"sd15": 512, "small": 32, "tiny": 32}
 RENDERED_SIDE = {"small": 32}
 LAST_LINES = 15

@@ -40,8 +40,12 @@ OURS: dict[str, dict[str, Any]] = {
     "eager": {"acceleration": "none"},
     "graphs": {"acceleration": "graphs"},
     "graphs, two passes": {"acceleration": "graphs", "one_pass_scores": False},
-    "graphs, fused norms": {"acceleration": "graphs", "fused_norms": True},
-    "graphs, channels last": {"acceleration": "graphs", "channels_last": True},
+    "graphs, plain networks": {"acceleration": "graphs", "fused_norms": False},
+    "graphs, channels last": {
+        "acceleration": "graphs",
+        "channels_last": True,
+        "fused_norms": False,
+    },
     "graphs, checkpoints": {
         "acceleration": "graphs",
         "checkpoint_unet": True,
@@ -119,7 +123,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.setups is None:
         left_out = set() if "THREESTUDIO_ROOT" in os.environ else {"upstream"}
-        on_gpu = ("compile", "fused norms")
+        on_gpu = ("compile", "plain networks")
         left_out |= set() if cuda else {n for n in OURS if any(word in n for word in on_gpu)}
         left_out |= set() if options.size in FOR_UPSTREAM else {"upstream"}
         options.setups = [name for name in known if name not in left_out]
@@ -364,8 +368,7 @@ def pieces(world: World, side: int, options: Any) -> dict[str, Any]:
     setups = {
         "eager": {"acceleration": "none"},
         "graphs": {"acceleration": "graphs"},
-        "graphs, fused norms": {"acceleration": "graphs", "fused_norms": True},
-        "graphs, channels last": {"acceleration": "graphs", "channels_last": True},
+        "graphs, plain networks": {"acceleration": "graphs", "fused_norms": False},
         "compile": {"acceleration": "compile"},
         "compile, channels last": {"acceleration": "compile", "channels_last": True},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from eeg_encoder.errors import InputError
 
-from .acceleration import RecordedStep, prepare_networks, resolve_acceleration
+from .acceleration import RecordedStep, can_fuse, prepare_networks, resolve_acceleration
 from .guidance_step import Distilled, Levels, Prompt, Step, combine_branches, n_branches
 from .host import BaseModule, C
 from .noise import WEIGHTINGS, Draws, Noised, NoiseSchedule
@@ -45,8 +46,9 @@ class ScoreDistillation(BaseModule):
         elsewhere. ``compile_mode`` is torch.compile's. ``channels_last``: the networks' memory
         format. ``checkpoint_unet``, ``checkpoint_vae``: compute activations again in the backward
         pass. ``vae_slicing``: encode one picture at a time. ``fused_norms``: the
-        networks' normalisations and activations in kernels of our own, on CUDA, where nothing is
-        compiled.
+        networks' normalisations, and what stands around them, in kernels of our own (see
+        :mod:`.acceleration.fused_blocks`), on CUDA, where nothing is compiled; by default where
+        the step is recorded and the networks are of the usual kind.
         """
 
         pretrained_model_name_or_path: str = "phantom"
@@ -73,7 +75,7 @@ class ScoreDistillation(BaseModule):
         checkpoint_unet: bool = False
         checkpoint_vae: bool = False
         vae_slicing: bool = False
-        fused_norms: bool = False
+        fused_norms: bool | None = None
 
     cfg: Any
     kind = ""
@@ -106,9 +108,7 @@ class ScoreDistillation(BaseModule):
     def _configure_acceleration(self) -> None:
         cfg = self.cfg
         self.acceleration = resolve_acceleration(cfg.acceleration, self.device)
-        if cfg.fused_norms and (self.acceleration == "compile" or self.device.type != "cuda"):
-            expected = "false where the networks are compiled, which fuses them too, and on a CPU"
-            raise InputError(f"eeg-{self.kind}-guidance", "fused_norms", True, expected)
+        self._fused = self._fuses()
         # A CPU takes the renders as they are, with channels innermost.
         innermost = cfg.channels_last or self.device.type == "cpu"
         self._memory_format = torch.channels_last if innermost else torch.contiguous_format
@@ -118,10 +118,22 @@ class ScoreDistillation(BaseModule):
             unet_checkpointing=self._unet_checkpointing(),
             vae_checkpointing=cfg.checkpoint_vae,
             vae_slicing=cfg.vae_slicing,
-            fused_norms=cfg.fused_norms,
+            fused_norms=self._fused,
             compile_mode=cfg.compile_mode if self.acceleration == "compile" else None,
         )
         self._recorded = None if self.acceleration == "none" else RecordedStep(self)
+
+    def _fuses(self) -> bool:
+        """Whether the networks' blocks run in our own kernels."""
+        wanted, on_gpu = self.cfg.fused_norms, self.device.type == "cuda"
+        if wanted is None:
+            if not (on_gpu and self.acceleration == "graphs" and find_spec("triton")):
+                return False
+            return can_fuse(self.pipeline.unet) and can_fuse(self.pipeline.vae.encoder)
+        if wanted and (self.acceleration == "compile" or not on_gpu):
+            expected = "false where the networks are compiled, which fuses them too, and on a CPU"
+            raise InputError(f"eeg-{self.kind}-guidance", "fused_norms", True, expected)
+        return bool(wanted)
 
     def reference(self, noised: Noised, prompt: Prompt) -> Tensor:
         """Predicted noise (B, C, h, w) that the teacher's is compared with."""
@@ -271,7 +283,7 @@ class ScoreDistillation(BaseModule):
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         latents = latents.float() * self.pipeline.scaling_factor
         # Fused norms leave channels innermost; what is drawn and compared is not laid out so.
-        return latents.contiguous() if self.cfg.fused_norms else latents
+        return latents.contiguous() if self._fused else latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] of latents (B, C, h, w)."""

@@ -6,7 +6,7 @@ The eager guidance is the reference. What is recorded is that very code with its
 
 from .budget import Settings, settings_for
 from .modes import MODES, resolve_acceleration
-from .networks import prepare_networks
+from .networks import can_fuse, prepare_networks
 from .step import RecordedStep
 from .trials import TrialPrompts
 
@@ -15,6 +15,7 @@ __all__ = [
     "RecordedStep",
     "Settings",
     "TrialPrompts",
+    "can_fuse",
     "prepare_networks",
     "resolve_acceleration",
     "settings_for",

@@ -33,11 +33,10 @@ def fuse_blocks(network: Any) -> None:
     InputError
         When the network has other activations, or residual blocks of another kind.
     """
-    blocks = [part for part in network.modules() if hasattr(part, "nonlinearity")]
-    if not (all(map(_is_usual, blocks)) and _ends_usual(network)):
+    if not is_usual(network):
         expected = "false: this network is not of group normalisations and SiLU"
         raise InputError("guidance", "fused_norms", True, expected)
-    for block in blocks:
+    for block in _residual_blocks(network):
         block.__class__ = FusedResidualBlock
         block.prepare()
     for part in network.modules():
@@ -51,7 +50,20 @@ def fuse_blocks(network: Any) -> None:
     network.to(memory_format=torch.channels_last)
 
 
-def _is_usual(block: Any) -> bool:
+def is_usual(network: Any) -> bool:
+    """Whether a network is of group normalisations and SiLU, as :func:`fuse_blocks` wants it."""
+    return (
+        isinstance(network.conv_norm_out, nn.GroupNorm)
+        and isinstance(network.conv_act, nn.SiLU)
+        and all(map(_is_usual_block, _residual_blocks(network)))
+    )
+
+
+def _residual_blocks(network: Any) -> list[Any]:
+    return [part for part in network.modules() if hasattr(part, "nonlinearity")]
+
+
+def _is_usual_block(block: Any) -> bool:
     """Whether a residual block does what :class:`FusedResidualBlock` does."""
     return (
         type(block) is ResnetBlock2D
@@ -69,10 +81,6 @@ def _is_usual(block: Any) -> bool:
 def _adds_time(block: Any) -> bool:
     """Whether a residual block activates its time embedding and adds it."""
     return block.time_embedding_norm == "default" and not block.skip_time_act
-
-
-def _ends_usual(network: Any) -> bool:
-    return isinstance(network.conv_norm_out, nn.GroupNorm) and isinstance(network.conv_act, nn.SiLU)
 
 
 def _is_plain(attention: Any) -> bool:

@@ -61,6 +61,13 @@ def prepare_networks(
             network.compile(mode=compile_mode, dynamic=False)
 
 
+def can_fuse(network: Any) -> bool:
+    """Whether a U-Net, or a VAE's encoder, is of the kind that :mod:`.fused_blocks` knows."""
+    from .fused_blocks import is_usual
+
+    return is_usual(network)
+
+
 def attend_by_products(network: Any) -> None:
     """Compute attention with heads wider than 256 by plain matrix products.
 
