@@ -10,7 +10,7 @@ from eeg_encoder.errors import InputError
 from tests.tiny import tiny_unet
 from threestudio_eeg.acceleration.fused_blocks import PlainAttention, fuse_blocks
 from threestudio_eeg.acceleration.group_norm import reference
-from threestudio_eeg.acceleration.networks import attend_by_products
+from threestudio_eeg.acceleration.networks import attend_by_products, can_fuse
 from threestudio_eeg.acceleration.pointwise import (
     add_biased,
     add_biased_reference,
@@ -182,7 +182,9 @@ def test_a_unet_with_fused_norms_is_the_same_unet_with_its_adapters(single_preci
 
 def test_another_kind_of_encoder_is_refused():
     vae = tiny_vae()
+    assert can_fuse(vae.encoder)
     vae.encoder.conv_act = nn.ReLU()
+    assert not can_fuse(vae.encoder)
     with pytest.raises(InputError, match="fused_norms"):
         fuse_blocks(vae.encoder)
 
