@@ -365,11 +365,11 @@ def test_words_for_acceleration() -> None:
 
 
 def test_less_memory_gives_leaner_settings_until_none_fit() -> None:
-    roomy, tight, tightest = (settings_for(gb) for gb in (48, 9, 8))
+    roomy, tight, tightest = (settings_for(gb) for gb in (48, 10, 8))
     key = "system.guidance.checkpoint_vae"
     assert [s.overrides[key] for s in (roomy, tight, tightest)] == [False, True, True]
     assert tightest.overrides["system.renderer.train_chunk_size"] > 0
-    assert all(s.needed_gb <= gb for s, gb in ((roomy, 48), (tight, 9), (tightest, 8)))
+    assert all(s.needed_gb <= gb for s, gb in ((roomy, 48), (tight, 10), (tightest, 8)))
     assert "system.guidance.checkpoint_vae=true" in tight.arguments()
     assert "VAE checkpointed" in tight.describe()
     with pytest.raises(InputError, match="vram: gigabytes: found 2, expected at least"):
@@ -377,7 +377,10 @@ def test_less_memory_gives_leaner_settings_until_none_fit() -> None:
 
 
 def test_the_budget_is_a_little_above_what_a_step_took() -> None:
-    """The figures of the whole step, of which the budget knows those of its render alone."""
+    """The figures of the whole step, of which the budget knows those of its render alone.
+
+    What a CUDA graph keeps to itself is not in the measured peak.
+    """
     file = Path(__file__).parents[2] / "docs" / "figures" / "train-step-h200.json"
     step = json.loads(file.read_text())["setups"]["default"]
     assert round(step["render bytes kept a sample"]) == budget.KEPT_BYTES
@@ -386,7 +389,7 @@ def test_the_budget_is_a_little_above_what_a_step_took() -> None:
     took = step["peak GB"] * 1e9 / 2**30
     chosen = settings_for(80, samples=int(step["samples"]))
     assert "system.renderer.train_chunk_size" not in chosen.overrides
-    assert took < chosen.needed_gb - budget.RESERVE_GB < 1.2 * took
+    assert took < chosen.needed_gb - budget.RESERVE_GB < 1.25 * took
 
 
 def test_renders_of_several_objects_that_keep_their_graphs_add_up() -> None:
@@ -410,13 +413,13 @@ def test_more_samples_never_take_less(small: bool) -> None:
 def test_settings_follow_batch_size_and_method() -> None:
     assert settings_for(12, batch=4).overrides["system.guidance.vae_slicing"]
     assert not settings_for(12, batch=1).overrides["system.guidance.vae_slicing"]
-    assert settings_for(12, batch=4, lora=False).needed_gb < settings_for(12, batch=4).needed_gb
+    assert settings_for(80, batch=4, lora=False).needed_gb < settings_for(80, batch=4).needed_gb
     small = settings_for(12, batch=8, image_size=64)
     assert small.overrides["system.guidance.checkpoint_vae"] is False
 
 
 def test_the_guidance_takes_every_setting_of_the_budget(folder: Path) -> None:
-    for gb in (48, 9, 8):
+    for gb in (48, 10, 9, 8):
         own = "system.guidance."
         overrides = settings_for(gb).overrides.items()
         config = {k.removeprefix(own): v for k, v in overrides if k.startswith(own)}

@@ -166,12 +166,19 @@ def settings_for(
 def _expected_gb(
     choice: _Choice, views: float, render: tuple[float, float], lora: bool, weights_gb: float
 ) -> float:
-    """Peak of a step; the LoRA's pass follows the VAE's backward pass and takes its place."""
+    """Peak of a step.
+
+    The LoRA's pass runs beside the scores where the U-Net keeps its activations in a CUDA graph;
+    else it follows the VAE's backward pass and takes its place.
+    """
     vae = (VAE_CHECKPOINTED_GB if choice.checkpoint_vae else VAE_GB) * views
     trained = (LORA_CHECKPOINTED_GB if choice.checkpoint_unet else LORA_GB) * views
     scores = FORWARD_GB * views * (3 if lora else 2)
     again = VAE_BLOCK_GB * views if choice.checkpoint_vae else 0.0
-    guidance = max(vae + max(scores, again), trained + FORWARD_GB * views if lora else 0.0)
+    of_picture = vae + max(scores, again)
+    of_lora = trained + FORWARD_GB * views if lora else 0.0
+    beside = choice.graphs and not choice.checkpoint_unet
+    guidance = of_picture + of_lora if beside else max(of_picture, of_lora)
     kept, peak = render
     together = guidance + peak if choice.graphs else max(guidance + kept, peak)
     return RESERVE_GB + weights_gb + together
