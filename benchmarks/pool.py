@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from threestudio_eeg.batch.jobs import threads_each as shared_threads
+
 Work = Callable[[Connection, Any], None]
 """What a worker runs: answer every job received with a result, and return at None."""
 
@@ -29,10 +31,7 @@ def threads_each(workers: int, device: str) -> int:
     Other programs may have the cores too, and threads that wait for one another on busy cores are
     ten times slower than one.
     """
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdigit() and int(given) > 0:
-        return int(given)
-    return max(1, (os.cpu_count() or 1) // max(workers, 1)) if device == "cpu" else 1
+    return shared_threads(workers, None if device == "cpu" else 1)
 
 
 def run_jobs(

@@ -92,10 +92,18 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor, which: Tensor) -> Tensor:
         """Map x (B, L, in), sample b by map ``which[b]``, to (B, L, out), in the precision of x."""
-        out = x @ self.weight.index_select(0, which).to(x.dtype).mT
+        out = _product(x, self.weight, which)
         if self.bias is None:
             return out
         return out + self.bias.index_select(0, which).to(x.dtype)[:, None]
+
+
+def _product(x: Tensor, weight: Tensor, which: Tensor | None) -> Tensor:
+    """x (B, L, in) times one matrix (out, in), or each sample's own of (n, out, in), transposed."""
+    if weight.dim() == 2:
+        return F.linear(x, weight.to(x.dtype))
+    assert which is not None
+    return x @ weight.index_select(0, which).to(x.dtype).mT
 
 
 def _linear(n: int, inputs: int, outputs: int, bias: bool = False) -> nn.Module:
@@ -154,20 +162,14 @@ class AdaptedLinear(nn.Module):
         if down.dim() == 2 and (first == 0 or not torch.is_grad_enabled()):
             return self._added_in_place(x, first, down, up)
         out = self.base(x)
-        delta = self._own(self._own(x[first:], down), up)
+        which = self._route.which
+        delta = _product(_product(x[first:], down, which), up, which)
         return out + delta if first == 0 else torch.cat([out[:first], out[first:] + delta])
 
     def _weights(self, linear: Any) -> Tensor:
         """In the precision of the network, where the route has them."""
         weight: Tensor = linear.weight
         return self._route.weights.get(weight, weight)
-
-    def _own(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Map x (B, L, in), every sample by its own adapter where there are several."""
-        if weight.dim() == 2:
-            return F.linear(x, weight.to(x.dtype))
-        assert self._route.which is not None
-        return x @ weight.index_select(0, self._route.which).to(x.dtype).mT
 
     def _added_in_place(self, x: Tensor, first: int, down: Tensor, up: Tensor) -> Tensor:
         """One adapter's product added to the layer's by the product itself."""

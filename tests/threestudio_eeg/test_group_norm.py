@@ -54,8 +54,9 @@ def test_values_and_gradients(shape, innermost, plus, activate):
         out = function(given, groups, weight, bias, 1e-6, inputs[1] if plus else None, activate)
         results.append([out, *torch.autograd.grad(out, inputs, gradient)])
     assert results[0][0].is_contiguous(memory_format=torch.channels_last)
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(*(result[0] for result in results), atol=2e-5, rtol=1e-4)
+    for found, expected in zip(*(result[1:] for result in results), strict=True):
+        torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-3)
 
 
 @runs_kernels
@@ -176,8 +177,9 @@ def test_a_unet_with_fused_norms_is_the_same_unet_with_its_adapters(single_preci
             kinds = {type(part).__name__ for part in unet.modules()}
             assert {"FusedTransformer", "FusedGEGLU", "FusedResidualBlock"} <= kinds
             assert all(type(p) is PlainAttention for p in unet.attn_processors.values())
-    for found, expected in zip(*reversed(results), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    for place, (found, expected) in enumerate(zip(*reversed(results), strict=True)):
+        atol = 1e-5 if place < 2 else 1e-4  # values, gradient to the pictures; to the adapters
+        torch.testing.assert_close(found, expected, atol=atol, rtol=1e-3)
 
 
 def test_another_kind_of_encoder_is_refused():

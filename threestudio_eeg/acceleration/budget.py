@@ -40,7 +40,8 @@ GRAPH_BYTES = KEPT_BYTES + CHUNK_GB * 2**30 / RECOMPUTED_CHUNK
 """What that million takes beside what is kept, and from it what a sample takes in a render so small
 that its graph is kept. Both are upper limits: the gradients of all samples are counted as the
 million's. The former does not grow with the render: with 25.7 million samples the whole step took
-6.8 GB (of 2**30 bytes) at its peak, and 7.3 are expected, the reserve left out."""
+6.8 GB (of 2**30 bytes) at its peak, and 8.3 are expected, the reserve left out: a GB of it is the
+guidance's, in the memory of its CUDA graph, which that peak does not have."""
 
 RENDER_CHUNK, SMALL_CHUNK_GB = 1 << 18, CHUNK_GB / 2
 """Samples at a time where memory is short, and what they take: a rough allowance."""

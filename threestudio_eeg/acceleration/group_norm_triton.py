@@ -53,22 +53,13 @@ class _GroupNorm(torch.autograd.Function):
         activate: bool,
     ) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
+        added = None if added is None else added.contiguous()
         n, channels = x.shape[:2]
         partial = _sums(x, None, None, None, activate)
         of_groups = torch.empty(2, n, groups, device=x.device)
         of_channels = torch.empty(3, n, channels, device=x.device)
-        _lines_kernel[(groups, n)](
-            partial,
-            weight,
-            bias,
-            x if added is None else added.contiguous(),
-            of_groups,
-            of_channels,
-            *_sizes(x, partial),
-            eps,
-            ADDED=added is not None,
-            **_group_settings(channels, groups),
-        )
+        outputs = (of_groups, of_channels)
+        _by_group(_lines_kernel, x, partial, added, groups, weight, bias, *outputs, eps=eps)
         ctx.save_for_backward(x, weight, of_groups, of_channels, added)
         ctx.activate, ctx.groups = activate, groups
         return _apply(_forward_kernel, x, of_channels[0], of_channels[1], activate=activate)
@@ -81,17 +72,8 @@ class _GroupNorm(torch.autograd.Function):
         slope, shift = of_channels[0], of_channels[1]
         partial = _sums(x, gradient, slope, shift, ctx.activate)
         lines = torch.empty(3, *slope.shape, device=x.device)
-        _slopes_kernel[(ctx.groups, len(x))](
-            partial,
-            weight,
-            x if added is None else added.contiguous(),
-            of_groups,
-            of_channels,
-            lines,
-            *_sizes(x, partial),
-            ADDED=added is not None,
-            **_group_settings(x.shape[1], ctx.groups),
-        )
+        known = (weight, of_groups, of_channels)
+        _by_group(_slopes_kernel, x, partial, added, ctx.groups, *known, lines)
         channels = (slope, shift, lines[0], lines[1])
         of_x = _apply(_backward_kernel, x, *channels, gradient=gradient, activate=ctx.activate)
         of_added = lines[2].to(added.dtype) if ctx.needs_input_grad[5] else None
@@ -135,19 +117,33 @@ def _sums(
     return partial
 
 
-def _sizes(x: Tensor, partial: Tensor) -> tuple[int, int, int]:
-    """Pixels, channels, programs."""
-    return x.shape[2] * x.shape[3], x.shape[1], partial.shape[2]
-
-
-def _group_settings(channels: int, groups: int) -> dict[str, int]:
-    width = triton.next_power_of_2(channels // groups)
-    return {
-        "GROUP": channels // groups,
-        "WIDTH": width,
-        "SUMMED": max(SUMMED // width, 1),
-        "num_warps": 4,
-    }
+def _by_group(
+    kernel: Any,
+    x: Tensor,
+    partial: Tensor,
+    added: Tensor | None,
+    groups: int,
+    *tensors: Tensor,
+    **more: float,
+) -> None:
+    """Run a kernel that takes a group of a picture's channels, and what the programs summed."""
+    n, channels, height, width = x.shape
+    group = channels // groups
+    side = triton.next_power_of_2(group)
+    kernel[(groups, n)](
+        partial,
+        x if added is None else added,
+        *tensors,
+        height * width,
+        channels,
+        partial.shape[2],
+        **more,
+        ADDED=added is not None,
+        GROUP=group,
+        WIDTH=side,
+        SUMMED=max(SUMMED // side, 1),
+        num_warps=4,
+    )
 
 
 def _apply(
@@ -246,7 +242,7 @@ def _totals(
 
 @triton.jit
 def _lines_kernel(
-    partial, weight, bias, added, of_groups, of_channels, pixels, channels, programs, eps,
+    partial, added, weight, bias, of_groups, of_channels, pixels, channels, programs, eps,
     ADDED: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SUMMED: tl.constexpr,
 ):  # fmt: skip
     total, squares, channel, inside = _totals(partial, channels, programs, GROUP, WIDTH, SUMMED)
@@ -273,7 +269,7 @@ def _lines_kernel(
 
 @triton.jit
 def _slopes_kernel(
-    partial, weight, added, of_groups, of_channels, lines, pixels, channels, programs,
+    partial, added, weight, of_groups, of_channels, lines, pixels, channels, programs,
     ADDED: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SUMMED: tl.constexpr,
 ):  # fmt: skip
     plain, times_x, channel, inside = _totals(partial, channels, programs, GROUP, WIDTH, SUMMED)

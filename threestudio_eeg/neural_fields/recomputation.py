@@ -28,7 +28,6 @@ RECOMPUTED_FROM, RECOMPUTED_CHUNK = 1 << 22, 1 << 20
 """Number of samples from which a training render keeps no graph of its field, and how many are
 computed again at a time: 4 M samples of the default field keep some 4 GB."""
 
-
 PIECE = 256
 """Neighbouring points that stay together in a chunk: a few dozen on a ray share cells."""
 
