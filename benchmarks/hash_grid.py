@@ -48,11 +48,19 @@ GATHER_SWEEP = [
     for block, warps in ((128, 4), (256, 8), (512, 16), (256, 4), (512, 8), (512, 4), (1024, 8))
     for wide in (False, True)
 ]
+RUNS = (
+    (),
+    ((4, 160.0),),
+    ((8, 40.0), (4, 160.0)),
+    ((16, 40.0), (4, 160.0)),
+    ((16, 75.0), (4, 160.0)),
+    ((32, 30.0), (8, 75.0), (4, 160.0)),
+)
 SCATTER_SWEEP = [
-    {"scatter_block": block, "scatter_warps": warps, "wide_adds": wide, "run_scale": scale}
+    {"scatter_block": block, "scatter_warps": warps, "wide_adds": wide, "runs": runs}
     for block, warps in ((64, 2), (128, 4), (256, 8), (256, 4))
     for wide in (False, True)
-    for scale in (0.0, 40.0, 110.0, 350.0)
+    for runs in RUNS
 ]
 SLOPE_SWEEP = [
     {"slope_block": block, "slope_warps": warps, "wide_reads": wide}

@@ -247,8 +247,8 @@ def test_levels_of_an_odd_size_and_tables_within_another_tensor(n_features, dtyp
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("run_scale", [0.0, 1e9])
-def test_launch_settings_do_not_change_the_result(wide, run_scale):
+@pytest.mark.parametrize("runs", [(), ((4, 1e9),), ((16, 10.0), (4, 1e9))])
+def test_launch_settings_do_not_change_the_result(wide, runs):
     """A grid of real size; positions on a lattice where single precision is exact."""
     from threestudio_eeg.neural_fields.hash_grid_triton import Tuning, gather, scatter, slope
 
@@ -258,8 +258,8 @@ def test_launch_settings_do_not_change_the_result(wide, run_scale):
     x = torch.cat((x, x[:1000].repeat_interleave(16, 0)))
     table = torch.randn(layout.n_entries, 2, device="cuda")
     gradient = torch.randn(layout.n_output_dims, len(x), device="cuda").t()
-    tuning = Tuning(wide_reads=wide, wide_adds=wide, run_scale=run_scale)
-    plain = Tuning(wide_reads=False, wide_adds=False, run_scale=0.0)
+    tuning = Tuning(wide_reads=wide, wide_adds=wide, runs=runs)
+    plain = Tuning(wide_reads=False, wide_adds=False, runs=())
     pairs = [
         (gather(x, table, layout, tuning=t), scatter(x, gradient, layout, tuning=t))
         + (slope(x, table, gradient, layout, tuning=t),)

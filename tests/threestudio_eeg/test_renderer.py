@@ -189,9 +189,10 @@ def volume(**cfg):
     return find("implicit-volume")({"pos_encoding_config": grid, "normal_type": None, **cfg})
 
 
-def trained(chunk, geometry, view_size=(24, 24), **cfg):
+def trained(chunk, geometry, view_size=(24, 24), device="cpu", **cfg):
     """A training render, the gradients of a loss on all that it gives, and the bytes it kept."""
-    module = renderer(geometry, num_samples_per_ray=48, train_chunk_size=chunk, **cfg)
+    module = renderer(geometry, num_samples_per_ray=48, train_chunk_size=chunk, **cfg).to(device)
+    batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in view(size=view_size).items()}
     for step in (0, 16):
         torch.manual_seed(2)
         module.update_step(0, step)
@@ -205,7 +206,7 @@ def trained(chunk, geometry, view_size=(24, 24), **cfg):
     torch.manual_seed(3)
     geometry.zero_grad()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = module(**view(size=view_size))
+        out = module(**batch)
     pulls = [out[name].square().mean() for name in ("comp_rgb", "opacity", "depth", "z_variance")]
     loss = sum(pulls) + out["features"].square().mean()
     loss.backward()
@@ -272,3 +273,23 @@ def test_cuda_equals_cpu():
     module.update_step(0, 0)
     module.update_step(0, 512)
     assert module.estimator.binaries.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("chunk", [None, 200])
+def test_fused_kernels_of_grid_and_networks_give_the_graphs_gradients(chunk, monkeypatch):
+    networks = {"otype": "VanillaMLP", "n_neurons": 64, "n_hidden_layers": 1}
+    networks |= {"backend": "triton", "precision": "float16"}
+    geometry = volume(mlp_network_config=networks).cuda()
+    asked = []
+    own = type(geometry).evaluation
+    watched = lambda *given, **how: asked.append(own(*given, **how)) or asked[-1]  # noqa: E731
+    monkeypatch.setattr(type(geometry), "evaluation", watched)
+    whole, expected, _ = trained(0, geometry, device="cuda")
+    assert not asked
+    found, gradients, _ = trained(chunk, geometry, device="cuda")
+    assert asked[0] is not None
+    for name, value in whole.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert float((ours - theirs).norm()) <= 5e-3 * float(theirs.norm())

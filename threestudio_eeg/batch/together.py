@@ -249,7 +249,6 @@ class Together:
         made = member.system.configure_optimizers()
         member.schedule = made.get("lr_scheduler") if isinstance(made, Mapping) else None
         member.optimizer = made["optimizer"] if isinstance(made, Mapping) else made
-        _one_launch(member.optimizer)
         member.trained = [p for p in member.system.parameters() if p.requires_grad]
         own = dict(member.system.guidance.named_parameters())
         member.adapters = [(own[n], p) for n, p in self.guidance.named_parameters() if n in own]
@@ -356,13 +355,6 @@ def weighted(system: Any, losses: Mapping[str, Tensor]) -> Tensor:
     for name, value in losses.items():
         total = total + value * float(system.C(system._lambda(name)))
     return total
-
-
-def _one_launch(optimizer: torch.optim.Optimizer) -> None:
-    """Let Adam on CUDA update all parameters in one kernel: launches bound steps of many fields."""
-    for group in optimizer.param_groups:
-        if "fused" in group and all(p.is_cuda and p.is_floating_point() for p in group["params"]):
-            group["fused"], group["foreach"] = True, False
 
 
 def _on(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

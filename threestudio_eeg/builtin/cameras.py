@@ -155,11 +155,19 @@ def get_mvp_matrix(c2w: Tensor, proj_mtx: Tensor) -> Tensor:
 
 
 def camera_batch(
-    c2w: Tensor, fovy: Tensor, height: int, width: int, normalize: bool = True
+    c2w: Tensor,
+    fovy: Tensor,
+    height: int,
+    width: int,
+    normalize: bool = True,
+    device: torch.device | None = None,
 ) -> Batch:
-    """The part of a batch that follows from pose, field of view (radians) and size."""
-    focal = 0.5 * height / torch.tan(0.5 * fovy)
-    rays_o, rays_d = get_rays(get_ray_directions(height, width, focal), c2w, normalize)
+    """The part of a batch that follows from pose, field of view (radians) and size.
+
+    ``device`` is where the rays are made, by default where the poses are.
+    """
+    focal, pose = _sent(0.5 * height / torch.tan(0.5 * fovy), device), _sent(c2w, device)
+    rays_o, rays_d = get_rays(get_ray_directions(height, width, focal), pose, normalize)
     proj_mtx = get_projection_matrix(fovy, width / height, NEAR, FAR)
     return {
         "rays_o": rays_o,
@@ -213,11 +221,15 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
     """Endless random cameras. The batch of step k depends on (seed, k) only.
 
     Iteration starts at ``global_step`` and counts by itself, so that a loader that fetches ahead,
-    or a resumed run, gives the same camera to the same step.
+    or a resumed run, gives the same camera to the same step. Poses are drawn on the CPU, rays made
+    on ``device``: a picture's rays are megabytes, and to copy them waits for a GPU.
     """
 
-    def __init__(self, cfg: Any, seed: int, global_step: int = 0) -> None:
+    def __init__(
+        self, cfg: Any, seed: int, global_step: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__()
+        self.device = torch.device(device)
         if cfg.light_sample_strategy not in ("dreamfusion", "magic3d"):
             found = cfg.light_sample_strategy
             raise InputError(WHERE, "light_sample_strategy", found, "dreamfusion or magic3d")
@@ -259,8 +271,9 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         ups = torch.tensor([0.0, 0.0, 1.0]) + _normal(n, cfg.up_perturb, generator)
         fovy = torch.deg2rad(_uniform(n, cfg.fovy_range, generator))
         c2w = look_at(positions, centers, ups)
+        size = (stage.height, stage.width)
         return {
-            **camera_batch(c2w, fovy, stage.height, stage.width, cfg.rays_d_normalize),
+            **camera_batch(c2w, fovy, *size, cfg.rays_d_normalize, self.device),
             "light_positions": self._lights(positions, generator),
             "elevation": elevation,
             "azimuth": azimuth,
@@ -293,6 +306,13 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         elevation = _uniform(n, (30.0, 90.0), generator)
         local = positions_from_angles(elevation, azimuth, torch.ones(n))
         return torch.einsum("bij,bj->bi", frame, local) * distances
+
+
+def _sent(tensor: Tensor, device: torch.device | None) -> Tensor:
+    """The tensor on a device; the host goes on at once."""
+    if device is None or device == tensor.device:
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _uniform(n: int, bounds: Any, generator: torch.Generator) -> Tensor:
@@ -381,6 +401,7 @@ class RandomCameraDataModule(LightningDataModule):
         """Cameras from the step at which the trainer stands."""
         if self.trainer is not None:
             self.train_dataset.update_step(0, self.trainer.global_step)
+            self.train_dataset.device = self.trainer.strategy.root_device
         return DataLoader(self.train_dataset, batch_size=None, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,18 +10,46 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eeg_encoder.errors import InputError
+from threestudio_eeg.neural_fields.backends import choose_backend
+from threestudio_eeg.neural_fields.fused_field import Evaluation as FusedEvaluation
 from threestudio_eeg.neural_fields.networks import (
+    apart,
     evaluate_together,
+    fused_field,
     get_activation,
     get_encoding,
     get_mlp,
 )
+from threestudio_eeg.neural_fields.recomputation import Evaluation, Fields
 
 from .isosurface import ImplicitGeometry, contract_to_unit_box
 from .normals import FINITE_DIFFERENCES, finite_difference_slope
 from .registry import register
 
 NORMAL_TYPES = (None, *FINITE_DIFFERENCES, "pred", "analytic")
+
+
+@dataclass(frozen=True)
+class _VolumeEvaluation:
+    """A volume's :class:`Evaluation`: its networks', and what follows from them."""
+
+    volume: ImplicitVolume
+    points: Tensor
+    raw: FusedEvaluation
+
+    @property
+    def values(self) -> Fields:
+        return self._fields(self.raw.values)
+
+    def at(self, places: Tensor) -> _VolumeEvaluation:
+        return replace(self, points=self.points.index_select(0, places), raw=self.raw.at(places))
+
+    def differentiable(self, chunk: int) -> Fields:
+        return self._fields(self.raw.differentiable(chunk))
+
+    def _fields(self, out: Tensor) -> Fields:
+        networks: tuple[Any, Any] = (self.volume.density_network, self.volume.feature_network)
+        return self.volume._fields(*apart(out, *networks), self.points)
 
 
 @register("implicit-volume")
@@ -146,8 +174,30 @@ class ImplicitVolume(ImplicitGeometry):
         if self.cfg.n_feature_dims == 0:
             return {"density": self._density(points, encoded)}, encoded
         networks = (self.density_network, self.feature_network)
-        raw, features = evaluate_together(*networks, encoded)
-        return {"density": self._activated(raw, points), "features": features}, encoded
+        return self._fields(*evaluate_together(*networks, encoded), points), encoded
+
+    def _fields(self, raw: Tensor, features: Tensor, points: Tensor) -> dict[str, Tensor]:
+        return {"density": self._activated(raw, points), "features": features}
+
+    def evaluation(self, points: Tensor, chunk: int, keep: bool) -> Evaluation | None:
+        """Density and features at world positions, where fused kernels can be grid and networks.
+
+        Parameters
+        ----------
+        points
+            Shape (N, 3).
+        chunk
+            Points at a time.
+        keep
+            Whether to keep the look-ups for the backward pass, two or four bytes a number.
+        """
+        if self.cfg.n_feature_dims == 0 or choose_backend(points) != "triton":
+            return None
+        field = fused_field(self.encoding, self.density_network, self.feature_network)
+        if field is None:
+            return None
+        raw = field.evaluate(contract_to_unit_box(points, self.bbox), chunk, keep)
+        return _VolumeEvaluation(self, points, raw)
 
     def _forward_analytic(self, points: Tensor) -> dict[str, Tensor]:
         keep_graph = torch.is_grad_enabled()

@@ -49,6 +49,17 @@ def make_optimizer(
         raise InputError("system.optimizer", name, error, "arguments that it takes") from error
 
 
+def step_in_one_launch(optimizer: torch.optim.Optimizer) -> None:
+    """Let Adam update all parameters on a GPU in one kernel, unless its arguments say otherwise.
+
+    For the hundreds of small tensors of a LoRA, the usual step takes the host milliseconds.
+    """
+    for group in optimizer.param_groups:
+        free = "fused" in group and group["fused"] is None and group.get("foreach") is None
+        if free and all(p.is_cuda and p.is_floating_point() for p in group["params"]):
+            group["fused"], group["foreach"] = True, False
+
+
 def _groups(params: dict[str, Any] | None, model: nn.Module) -> list[dict[str, Any]]:
     if params is None:
         trainable = [p for p in model.parameters() if p.requires_grad]

@@ -23,7 +23,9 @@ from threestudio_eeg.neural_fields.occupancy import OccupancyGrid
 from threestudio_eeg.neural_fields.recomputation import (
     RECOMPUTED_CHUNK,
     RECOMPUTED_FROM,
+    Evaluation,
     Fields,
+    Recomputable,
     evaluate,
     recomputed,
 )
@@ -188,7 +190,8 @@ class VolumeRenderer(Renderer):
         normals = self.needs_normals or self.material.requires_normal
         samples, known = self._sample(rays_o, rays_d, normals)
         index = samples.ray_indices
-        positions, directions = samples.positions(rays_o, rays_d), rays_d.index_select(0, index)
+        positions = samples.positions(rays_o, rays_d) if known is None else known.points
+        directions = rays_d.index_select(0, index)
         fields = self._fields(positions, normals, known)
         colour = self.material(
             viewdirs=directions,
@@ -220,14 +223,30 @@ class VolumeRenderer(Renderer):
             packed["overflow"] = samples.overflow
         return image, packed
 
-    def _fields(self, positions: Tensor, normals: bool, known: Fields | None) -> Fields:
+    def _fields(self, positions: Tensor, normals: bool, known: Evaluation | None) -> Fields:
         """What the geometry says at the samples; where many, the graph is made in backward."""
+        if known is not None:
+            return known.differentiable(self.cfg.train_chunk_size or RECOMPUTED_CHUNK)
         chunk = self._recomputed_chunk(len(positions))
         if chunk is None:
             fields: Fields = self.geometry(positions, output_normal=normals)
             return fields
         parameters = list(self.geometry.parameters())
-        return recomputed(self._field(normals), positions, parameters, chunk, known)
+        return recomputed(self._field(normals), positions, parameters, chunk)
+
+    def _evaluation(self, positions: Tensor) -> Evaluation | None:
+        """The field's values, where they can be differentiated without its graph being kept."""
+        size = self.cfg.train_chunk_size
+        if not (self.training and self._makes_graph) or size == 0:
+            return None
+        of_kernels = getattr(self.geometry, "evaluation", None)
+        own: Evaluation | None = None
+        if of_kernels is not None:
+            own = of_kernels(positions, DENSITY_CHUNK, keep=size is None)
+        if own is not None or self._recomputed_chunk(len(positions)) is None:
+            return own
+        field, parameters = self._field(False), list(self.geometry.parameters())
+        return Recomputable(field, positions, parameters, evaluate(field, positions, DENSITY_CHUNK))
 
     def _field(self, normals: bool) -> Callable[[Tensor], Fields]:
         return partial(self.geometry, output_normal=normals)
@@ -266,7 +285,7 @@ class VolumeRenderer(Renderer):
 
     def _sample(
         self, rays_o: Tensor, rays_d: Tensor, normals: bool
-    ) -> tuple[Samples, Fields | None]:
+    ) -> tuple[Samples, Evaluation | None]:
         """Samples worth shading, and what the geometry says there when that was found out."""
         self._makes_graph = torch.is_grad_enabled()
         with torch.no_grad():
@@ -291,26 +310,23 @@ class VolumeRenderer(Renderer):
 
     def _prune(
         self, samples: Samples, rays_o: Tensor, rays_d: Tensor, normals: bool
-    ) -> tuple[Samples, Fields | None]:
+    ) -> tuple[Samples, Evaluation | None]:
         """Leave out what is thin or hidden.
 
         Where the field's graph is not kept, its values are computed here, once for all.
         """
         threshold = self.estimator.occs.mean().clamp(max=ALPHA_THRESHOLD)
         positions, n_rays = samples.positions(rays_o, rays_d), len(rays_o)
-        fixed_length, known = samples.overflow is not None, None
-        if self._recomputed_chunk(len(samples)) is not None and not (normals or fixed_length):
-            known = evaluate(self._field(False), positions, DENSITY_CHUNK)
-        seen = self.visible(samples, positions, n_rays, threshold, known)
+        fixed_length = samples.overflow is not None
+        known = None if normals or fixed_length else self._evaluation(positions)
+        values = None if known is None else known.values
+        seen = self.visible(samples, positions, n_rays, threshold, values)
         if fixed_length:
             return samples.select(seen, self.capacity, n_rays), None
-        if known is None:
-            return samples.select(seen), None
         places = seen.nonzero().view(-1)
         if len(places) == len(samples):
             return samples, known
-        known = {name: value.index_select(0, places) for name, value in known.items()}
-        return samples.at(places), known
+        return samples.at(places), None if known is None else known.at(places)
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         """Look at the occupancy again, once per training step at most."""

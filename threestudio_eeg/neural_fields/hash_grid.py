@@ -99,6 +99,12 @@ class GridLayout:
         """Width of the output: ``n_levels * n_features``, level-major."""
         return self.n_levels * self.n_features
 
+    @property
+    def has_kernels(self) -> bool:
+        """Whether the Triton kernels are for such a grid."""
+        sizes_divide = all(level.size > 1 for level in self.levels)
+        return self.n_dims == 3 and self.interpolation == "linear" and sizes_divide
+
 
 def make_layout(
     n_dims: int = 3,

@@ -158,7 +158,7 @@ def _add_edge(
 
 @triton.jit
 def gather_kernel(
-    points, along, table, output, scales, numbers, n_points, pitch,
+    points, along, table, output, scales, numbers, n_points, pitch, stride_out,
     N_UNITS: tl.constexpr, UNIT: tl.constexpr, PACK: tl.constexpr, HALF: tl.constexpr,
     COMPUTE: tl.constexpr, DIRECTIONAL: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -201,10 +201,10 @@ def gather_kernel(
         else:
             low += ay * az * low_mix
             high += ay * az * high_mix
-    at = output + (level * N_UNITS + unit).to(tl.int64) * UNIT * n_points + i
+    at = output + (level * N_UNITS + unit).to(tl.int64) * UNIT * stride_out + i
     tl.store(at, low.to(output.dtype.element_ty), mask=inside)
     if UNIT == 2:
-        tl.store(at + n_points, high.to(output.dtype.element_ty), mask=inside)
+        tl.store(at + stride_out, high.to(output.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -284,34 +284,30 @@ def _share(
 
 
 @triton.jit
-def _merge(
-    total, x, y, z, fx, fy, fz, size, inverse, hashed, wx, wy, wz, g0, g1,
-    low0, high0, low1, high1, keep, flush, yz: tl.constexpr,
-    STRIDE: tl.constexpr, UNIT: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Add a point's share of one edge to the sums kept, and write these where a run ends."""
+def _weights(wx, wy, wz, yz: tl.constexpr):
+    """Of the vertices at both ends of a cell's edge along x."""
     ay, az = 1 - wy, 1 - wz
     if yz % 2 == 1:
-        y, ay = y + fy, wy
+        ay = wy
     if yz // 2 == 1:
-        z, az = z + fz, wz
-    weight1 = ay * az * wx
-    weight0 = ay * az - weight1
-    low0, high0 = (
-        tl.where(keep, low0, 0.0) + weight0 * g0,
-        tl.where(keep, high0, 0.0) + weight0 * g1,
-    )
-    low1, high1 = (
-        tl.where(keep, low1, 0.0) + weight1 * g0,
-        tl.where(keep, high1, 0.0) + weight1 * g1,
-    )
+        az = wz
+    return ay * az * (1 - wx), ay * az * wx
+
+
+@triton.jit
+def _add_to_cell(
+    total, x, y, z, fx, fy, fz, size, inverse, hashed, low0, high0, low1, high1, take,
+    yz: tl.constexpr,
+    STRIDE: tl.constexpr, UNIT: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Add to the vertices at both ends of one of a cell's four edges along x."""
+    if yz % 2 == 1:
+        y += fy
+    if yz // 2 == 1:
+        z += fz
     row0 = _row(x, y, z, size, inverse, hashed)
     row1 = _row(x + fx, y, z, size, inverse, hashed)
-    something = (low0 != 0) | (high0 != 0) | (low1 != 0) | (high1 != 0)
-    _add_edge(
-        total, row0, row1, low0, high0, low1, high1, flush & something, STRIDE, UNIT, VECTOR, WIDE
-    )
-    return low0, high0, low1, high1
+    _add_edge(total, row0, row1, low0, high0, low1, high1, take, STRIDE, UNIT, VECTOR, WIDE)
 
 
 @triton.jit
@@ -327,67 +323,61 @@ def scatter_kernel(
     gradient += (level * N_UNITS + unit).to(tl.int64) * UNIT * stride_c
     total += (offset * N_UNITS + unit) * UNIT
     STRIDE: tl.constexpr = N_UNITS * UNIT
-    xa, ya, za, wxa, wya, wza, g0a, g1a = _share(
-        points, gradient, i, n_points, pitch, stride_n, stride_c, scale, fx, fy, fz, UNIT, COMPUTE
-    )
-    if RUN == 4:
-        xb, yb, zb, wxb, wyb, wzb, g0b, g1b = _share(
-            points, gradient, i + 1, n_points, pitch, stride_n, stride_c, scale, fx, fy, fz,
+    if RUN > 1:
+        UNROLLED: tl.constexpr = 4
+        for yz in tl.static_range(4):
+            low0 = tl.zeros([BLOCK], COMPUTE)
+            high0, low1, high1 = low0, low0, low0
+            kept_x = tl.zeros([BLOCK], tl.uint32)
+            kept_y, kept_z = kept_x, kept_x
+            for group in range(RUN // UNROLLED):
+                for place in tl.static_range(UNROLLED):
+                    x, y, z, wx, wy, wz, g0, g1 = _share(
+                        points, gradient, i + group * UNROLLED + place, n_points, pitch,
+                        stride_n, stride_c, scale, fx, fy, fz, UNIT, COMPUTE,
+                    )  # fmt: skip
+                    same = (x == kept_x) & (y == kept_y) & (z == kept_z)
+                    something = (low0 != 0) | (high0 != 0) | (low1 != 0) | (high1 != 0)
+                    _add_to_cell(
+                        total, kept_x, kept_y, kept_z, fx, fy, fz, size, inverse, hashed,
+                        low0, high0, low1, high1, something & (same == 0),
+                        yz, STRIDE, UNIT, VECTOR, WIDE,
+                    )  # fmt: skip
+                    weight0, weight1 = _weights(wx, wy, wz, yz)
+                    low0 = tl.where(same, low0, 0.0) + weight0 * g0
+                    high0 = tl.where(same, high0, 0.0) + weight0 * g1
+                    low1 = tl.where(same, low1, 0.0) + weight1 * g0
+                    high1 = tl.where(same, high1, 0.0) + weight1 * g1
+                    kept_x, kept_y, kept_z = x, y, z
+            something = (low0 != 0) | (high0 != 0) | (low1 != 0) | (high1 != 0)
+            _add_to_cell(
+                total, kept_x, kept_y, kept_z, fx, fy, fz, size, inverse, hashed,
+                low0, high0, low1, high1, something, yz, STRIDE, UNIT, VECTOR, WIDE,
+            )  # fmt: skip
+    else:
+        x, y, z, wx, wy, wz, g0, g1 = _share(
+            points, gradient, i, n_points, pitch, stride_n, stride_c, scale, fx, fy, fz,
             UNIT, COMPUTE,
         )  # fmt: skip
-        xc, yc, zc, wxc, wyc, wzc, g0c, g1c = _share(
-            points, gradient, i + 2, n_points, pitch, stride_n, stride_c, scale, fx, fy, fz,
-            UNIT, COMPUTE,
-        )  # fmt: skip
-        xd, yd, zd, wxd, wyd, wzd, g0d, g1d = _share(
-            points, gradient, i + 3, n_points, pitch, stride_n, stride_c, scale, fx, fy, fz,
-            UNIT, COMPUTE,
-        )  # fmt: skip
-        ab = (xa == xb) & (ya == yb) & (za == zb)
-        bc = (xb == xc) & (yb == yc) & (zb == zc)
-        cd = (xc == xd) & (yc == yd) & (zc == zd)
-    if DIRECTIONAL:
-        inside = i < n_points
-        vx = tl.load(along + i, mask=inside, other=0.0) * scale
-        vy = tl.load(along + pitch + i, mask=inside, other=0.0) * scale
-        vz = tl.load(along + 2 * pitch + i, mask=inside, other=0.0) * scale
-    something = (g0a != 0) | (g1a != 0)
-    for yz in tl.static_range(4):
-        if RUN == 4:
-            zero = tl.zeros_like(g0a)
-            low0, high0, low1, high1 = _merge(
-                total, xa, ya, za, fx, fy, fz, size, inverse, hashed, wxa, wya, wza, g0a, g1a,
-                zero, zero, zero, zero, ab, ab == 0, yz, STRIDE, UNIT, VECTOR, WIDE,
-            )  # fmt: skip
-            low0, high0, low1, high1 = _merge(
-                total, xb, yb, zb, fx, fy, fz, size, inverse, hashed, wxb, wyb, wzb, g0b, g1b,
-                low0, high0, low1, high1, ab, bc == 0, yz, STRIDE, UNIT, VECTOR, WIDE,
-            )  # fmt: skip
-            low0, high0, low1, high1 = _merge(
-                total, xc, yc, zc, fx, fy, fz, size, inverse, hashed, wxc, wyc, wzc, g0c, g1c,
-                low0, high0, low1, high1, bc, cd == 0, yz, STRIDE, UNIT, VECTOR, WIDE,
-            )  # fmt: skip
-            _merge(
-                total, xd, yd, zd, fx, fy, fz, size, inverse, hashed, wxd, wyd, wzd, g0d, g1d,
-                low0, high0, low1, high1, cd, ab | (ab == 0), yz, STRIDE, UNIT, VECTOR, WIDE,
-            )  # fmt: skip
-        else:
-            y, ay, sy = ya, 1 - wya, -1
-            z, az, sz = za, 1 - wza, -1
-            if yz % 2 == 1:
-                y, ay, sy = y + fy, wya, 1
-            if yz // 2 == 1:
-                z, az, sz = z + fz, wza, 1
+        if DIRECTIONAL:
+            inside = i < n_points
+            vx = tl.load(along + i, mask=inside, other=0.0) * scale
+            vy = tl.load(along + pitch + i, mask=inside, other=0.0) * scale
+            vz = tl.load(along + 2 * pitch + i, mask=inside, other=0.0) * scale
+        something = (g0 != 0) | (g1 != 0)
+        for yz in tl.static_range(4):
+            weight0, weight1 = _weights(wx, wy, wz, yz)
             if DIRECTIONAL:
+                ay, az, sy, sz = 1 - wy, 1 - wz, -1, -1
+                if yz % 2 == 1:
+                    ay, sy = wy, 1
+                if yz // 2 == 1:
+                    az, sz = wz, 1
                 across = vy * sy * az + vz * sz * ay
-                weight0 = across * (1 - wxa) - vx * ay * az
-                weight1 = across * wxa + vx * ay * az
-            else:
-                weight1 = ay * az * wxa
-                weight0 = ay * az - weight1
-            row0 = _row(xa, y, z, size, inverse, hashed)
-            row1 = _row(xa + fx, y, z, size, inverse, hashed)
-            _add_edge(
-                total, row0, row1, weight0 * g0a, weight0 * g1a, weight1 * g0a, weight1 * g1a,
-                something, STRIDE, UNIT, VECTOR, WIDE,
+                weight0 = across * (1 - wx) - vx * ay * az
+                weight1 = across * wx + vx * ay * az
+            _add_to_cell(
+                total, x, y, z, fx, fy, fz, size, inverse, hashed,
+                weight0 * g0, weight0 * g1, weight1 * g0, weight1 * g1, something,
+                yz, STRIDE, UNIT, VECTOR, WIDE,
             )  # fmt: skip

@@ -4,8 +4,8 @@ A program handles a block of points at one level. Programs run level by level, s
 table in use stays in the second-level cache. Outputs are written feature by feature, (L * F, N),
 and handed out transposed; a matrix product takes them as they are. Gradients to the table are added
 atomically, both features of an entry at once, and both ends of an edge along x at once where they
-are neighbours in memory. At coarse levels a thread takes ``RUN`` consecutive points and adds up
-those of one cell before it writes: samples along a ray share cells.
+are neighbours in memory. At coarse levels a thread takes consecutive points and adds up those of
+one cell before it writes: samples along a ray share cells.
 
 Sums of a table's gradient come in no fixed order: two runs differ in the last bits.
 
@@ -14,6 +14,8 @@ Sums of a table's gradient come in no fixed order: two runs differ in the last b
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -28,7 +30,6 @@ from .hash_grid_kernels import gather_kernel, scatter_kernel, slope_kernel
 
 WARP = 32
 PAIR_BYTES = 16
-RUN = 4
 POSITION_ALIGNMENT = 16
 VECTOR_ATOMICS_SINCE = (9, 0)
 
@@ -45,8 +46,9 @@ class Tuning:
         Warps per program.
     wide_reads, wide_adds
         Whether neighbouring entries are read, or added to, as one word of 16 bytes.
-    run_scale
-        Levels with at most this many cells along a side merge runs of points in one cell.
+    runs
+        So many consecutive points are a thread's, which adds up those of one cell before it
+        writes, at levels of at most so many cells along a side; from coarse to fine.
     """
 
     gather_block: int = 256
@@ -57,7 +59,7 @@ class Tuning:
     slope_warps: int = 8
     wide_reads: bool = True
     wide_adds: bool = True
-    run_scale: float = 160.0
+    runs: tuple[tuple[int, float], ...] = ((16, 40.0), (4, 160.0))
 
     def __post_init__(self) -> None:
         for name in ("gather", "scatter", "slope"):
@@ -74,7 +76,7 @@ def encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
     The result is stored feature by feature: its strides are (1, N). A grid that is not linear or
     not of three dimensions goes to the torch backend.
     """
-    if not _supported(layout):
+    if not layout.has_kernels:
         from . import hash_grid_torch
 
         output: Tensor = hash_grid_torch.encode(positions, table, layout)
@@ -82,11 +84,6 @@ def encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
     if len(positions) == 0:
         return positions.new_zeros(0, layout.n_output_dims, dtype=table.dtype)
     return _Encode.apply(positions, table, layout)  # type: ignore[no-any-return]
-
-
-def _supported(layout: GridLayout) -> bool:
-    sizes_divide = all(level.size > 1 for level in layout.levels)
-    return layout.n_dims == 3 and layout.interpolation == "linear" and sizes_divide
 
 
 class _Encode(torch.autograd.Function):
@@ -164,11 +161,15 @@ def gather(
     layout: GridLayout,
     along: Tensor | None = None,
     tuning: Tuning | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Interpolated features (N, L * F); with ``along`` (N, 3), their derivative along it."""
+    """Interpolated features (N, L * F); with ``along`` (N, 3), their derivative along it.
+
+    In the table's precision, or in ``out`` (L * F, N), in its own; a part of a longer list will do.
+    """
     launch = _Launch(positions, table, layout)
     tuning = tuning or TUNING
-    output = table.new_empty(layout.n_output_dims, len(positions))
+    output = table.new_empty(layout.n_output_dims, len(positions)) if out is None else out
     block = tuning.gather_block
     gather_kernel[launch.grid(block)](
         *launch.points(along),
@@ -177,6 +178,7 @@ def gather(
         *launch.levels,
         len(positions),
         launch.pitch,
+        output.stride(0),
         **launch.constants,
         DIRECTIONAL=along is not None,
         WIDE=tuning.wide_reads and launch.reads_pairs,
@@ -192,21 +194,20 @@ def scatter(
     layout: GridLayout,
     along: Tensor | None = None,
     tuning: Tuning | None = None,
+    total: Tensor | None = None,
 ) -> Tensor:
     """Sums (E, F) over points of weight times gradient (N, L * F), in single precision or more.
 
-    With ``along`` (N, 3) the weights are replaced by their derivatives in that direction.
+    With ``along`` (N, 3) the weights are replaced by their derivatives in that direction. What is
+    found is added to ``total``, where there is one.
     """
-    total = gradient.new_zeros(
-        layout.n_entries, layout.n_features, dtype=_sum_type(positions, gradient)
-    )
+    if total is None:
+        total = gradient.new_zeros(
+            layout.n_entries, layout.n_features, dtype=_sum_type(positions, gradient)
+        )
     launch = _Launch(positions, total, layout)
     tuning = tuning or TUNING
-    run_scale = 0.0 if along is not None else tuning.run_scale
-    coarse = sum(level.scale <= run_scale for level in layout.levels)
-    for run, first, count in ((RUN, 0, coarse), (1, coarse, layout.n_levels - coarse)):
-        if count == 0:
-            continue
+    for run, first, count in _by_run(layout, () if along is not None else tuning.runs):
         block = tuning.scatter_block
         scatter_kernel[launch.grid(block * run, count)](
             *launch.points(along),
@@ -227,6 +228,18 @@ def scatter(
             num_warps=tuning.scatter_warps,
         )
     return total
+
+
+def _by_run(
+    layout: GridLayout, runs: tuple[tuple[int, float], ...]
+) -> Iterator[tuple[int, int, int]]:
+    """Levels of one length of runs: that length, the first of them, and how many there are."""
+    first = 0
+    for run, scale in (*runs, (1, math.inf)):
+        end = sum(level.scale <= scale for level in layout.levels)
+        if end > first:
+            yield run, first, end - first
+            first = end
 
 
 def slope(

@@ -19,6 +19,7 @@ from eeg_encoder.errors import InputError
 from . import tinycudann
 from .backends import BACKENDS, choose_backend
 from .encodings import ENCODINGS
+from .fused_field import FusedField
 from .perceptron import NETWORKS
 from .small_mlp import MAX_OUTPUT, PRECISIONS, WIDTHS, check_sizes, small_mlp
 
@@ -225,12 +226,35 @@ def evaluate_together(one: nn.Module, other: nn.Module, x: Tensor) -> tuple[Tens
     """
     if not (isinstance(one, VanillaMLP) and isinstance(other, VanillaMLP) and one.goes_with(other)):
         return one(x), other(x)
-    (first, last), (first_other, last_other) = one._matrices(), other._matrices()
     with torch.autocast(x.device.type, enabled=False):
-        weights = [torch.cat((first, first_other)), torch.block_diag(last, last_other)]
-        out = small_mlp(x, weights, one.precision)
-        part, part_other = out.split((len(last), len(last_other)), dim=1)
-        return one.output_activation(part), other.output_activation(part_other)
+        return apart(small_mlp(x, _joined(one, other), one.precision), one, other)
+
+
+def apart(out: Tensor, one: VanillaMLP, other: VanillaMLP) -> tuple[Tensor, Tensor]:
+    """Outputs (N, O) of the two networks as one, given to each, through its activation."""
+    part, part_other = out.split([len(net._matrices()[-1]) for net in (one, other)], dim=1)
+    return one.output_activation(part), other.output_activation(part_other)
+
+
+def _joined(one: VanillaMLP, other: VanillaMLP) -> list[Tensor]:
+    """Matrices of a network with the hidden units of both."""
+    (first, last), (first_other, last_other) = one._matrices(), other._matrices()
+    return [torch.cat((first, first_other)), torch.block_diag(last, last_other)]
+
+
+def fused_field(encoding: CompositeEncoding, one: nn.Module, other: nn.Module) -> FusedField | None:
+    """The networks behind the encoding as one function, where the fused kernels can be both."""
+    codec = encoding.encoding.encoding
+    layout = None if encoding.include_xyz or codec.dtype != torch.float32 else codec.layout
+    if layout is None or not layout.has_kernels:
+        return None
+    if not (isinstance(one, VanillaMLP) and isinstance(other, VanillaMLP) and one.goes_with(other)):
+        return None
+    with torch.enable_grad(), torch.autocast(codec.params.device.type, enabled=False):
+        first, last = _joined(one, other)
+        if isinstance(encoding.encoding, ProgressiveBandHashGrid):
+            first = first * encoding.encoding.mask
+    return FusedField(layout, codec.params, [first, last], one.precision)
 
 
 class FlatMLP(nn.Module):

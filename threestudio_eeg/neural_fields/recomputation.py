@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +31,43 @@ computed again at a time: 4 M samples of the default field keep some 4 GB."""
 
 PIECE = 256
 """Neighbouring points that stay together in a chunk: a few dozen on a ray share cells."""
+
+
+class Evaluation(Protocol):
+    """Values of a field at points of the world, which can still be differentiated."""
+
+    @property
+    def points(self) -> Tensor:
+        """Shape (N, 3)."""
+
+    @property
+    def values(self) -> Fields:
+        """Without gradient, each (N, ...)."""
+
+    def at(self, places: Tensor) -> Evaluation:
+        """The same at ascending ``places`` of the list."""
+
+    def differentiable(self, chunk: int) -> Fields:
+        """The values as a function of the field's parameters, ``chunk`` points at a time."""
+
+
+@dataclass(frozen=True)
+class Recomputable:
+    """An :class:`Evaluation` of any field: its graph is made again in the backward pass."""
+
+    field: Field
+    points: Tensor
+    parameters: Sequence[Tensor]
+    values: Fields
+
+    def at(self, places: Tensor) -> Recomputable:
+        """The same at ascending ``places`` of the list."""
+        values = {name: value.index_select(0, places) for name, value in self.values.items()}
+        return replace(self, points=self.points.index_select(0, places), values=values)
+
+    def differentiable(self, chunk: int) -> Fields:
+        """The values as a function of the parameters: :func:`recomputed`."""
+        return recomputed(self.field, self.points, self.parameters, chunk, self.values)
 
 
 def evaluate(field: Field, points: Tensor, chunk: int) -> Fields:

@@ -11,6 +11,7 @@ and what follows from it is multiplied again: a loss that is a mean over a pictu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 64
+FORWARD_BLOCK, BLOCK = 128, 64
+"""Points of a program, and of a program's turn in the backward kernel."""
 WARPS, WARPS_OF_WIDE, WIDE = 4, 8, 128
 """Warps of a program, and of one whose hidden layers would not fit into the registers of four."""
 PROGRAMS_PER_PROCESSOR = 2
@@ -42,60 +44,87 @@ class _SmallMLP(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, precision: str, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
         ctx.precision = precision
-        out = torch.empty(len(x), weights[-1].shape[0], device=x.device)
-        _forward_kernel[(triton.cdiv(len(x), BLOCK),)](
-            x, *_matrices(weights), out, *_sizes(x, weights), **_settings(x, weights, precision)
-        )
-        return out
+        return outputs(x, weights, precision)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         x, *weights = ctx.saved_tensors
-        wants_x, wants_weights = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2:])
-        programs = min(triton.cdiv(len(x), BLOCK), _programs(x.device))
-        of_x = torch.empty_strided(x.shape, _dense_strides(x), device=x.device)
-        shares = [x.new_empty(programs, *w.shape, dtype=torch.float32) for w in weights]
-        _backward_kernel[(programs,)](
-            x,
-            *_matrices(weights),
-            gradients[0].contiguous().float(),
-            of_x,
-            *_matrices(shares),
-            *_sizes(x, weights),
-            of_x.stride(0),
-            of_x.stride(1),
-            OF_X=wants_x,
-            OF_WEIGHTS=wants_weights,
-            **_settings(x, weights, ctx.precision),
+        wants_x, wants_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[2:]
+        of_x, totals = slopes(
+            x, weights, gradients[0], ctx.precision, of_x=wants_x, of_weights=any(wants_weights)
         )
-        totals = [
-            share.sum(0).to(weight.dtype) if wanted else None
-            for share, weight, wanted in zip(shares, weights, ctx.needs_input_grad[2:], strict=True)
-        ]
-        return (of_x.to(x.dtype) if wants_x else None, None, *totals)
+        found = (
+            total.to(weight.dtype) if wanted else None
+            for total, weight, wanted in zip(totals, weights, wants_weights, strict=True)
+        )
+        return (None if of_x is None else of_x.to(x.dtype), None, *found)
 
 
-def _matrices(tensors: tuple[Tensor, ...] | list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def outputs(x: Tensor, weights: Sequence[Tensor], precision: str) -> Tensor:
+    """Values (N, O) at x (N, D), without their graph."""
+    out = torch.empty(len(x), weights[-1].shape[0], device=x.device)
+    _forward_kernel[(triton.cdiv(len(x), FORWARD_BLOCK),)](
+        x,
+        *_matrices(weights),
+        out,
+        *_sizes(x, weights),
+        BLOCK=FORWARD_BLOCK,
+        **_settings(x, weights, precision),
+    )
+    return out
+
+
+def slopes(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    gradient: Tensor,
+    precision: str,
+    *,
+    of_x: bool = True,
+    of_weights: bool = True,
+) -> tuple[Tensor | None, list[Tensor]]:
+    """What the gradient (N, O) of the values is of x, (N, D), and of the weights.
+
+    In single precision. What is not wanted of the weights is left uninitialised.
+    """
+    programs = min(triton.cdiv(len(x), BLOCK), _programs(x.device))
+    change = torch.empty_strided(x.shape, _dense_strides(x), device=x.device)
+    shares = [x.new_empty(programs, *w.shape, dtype=torch.float32) for w in weights]
+    _backward_kernel[(programs,)](
+        x,
+        *_matrices(weights),
+        gradient.contiguous().float(),
+        change,
+        *_matrices(shares),
+        *_sizes(x, weights),
+        change.stride(0),
+        change.stride(1),
+        OF_X=of_x,
+        OF_WEIGHTS=of_weights,
+        BLOCK=BLOCK,
+        **_settings(x, weights, precision),
+    )
+    return change if of_x else None, [share.sum(0) for share in shares]
+
+
+def _matrices(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """First, middle and last; without a second hidden layer the middle one is not looked at."""
     first, middle, last = tensors[0], tensors[len(tensors) // 2], tensors[-1]
     return first.contiguous(), middle.contiguous(), last.contiguous()
 
 
-def _sizes(x: Tensor, weights: tuple[Tensor, ...] | list[Tensor]) -> tuple[int, ...]:
+def _sizes(x: Tensor, weights: Sequence[Tensor]) -> tuple[int, ...]:
     return len(x), x.shape[1], weights[-1].shape[0], x.stride(0), x.stride(1)
 
 
-def _settings(
-    x: Tensor, weights: tuple[Tensor, ...] | list[Tensor], precision: str
-) -> dict[str, Any]:
+def _settings(x: Tensor, weights: Sequence[Tensor], precision: str) -> dict[str, Any]:
     rounded = precision == "float32" and torch.backends.cuda.matmul.allow_tf32
     return {
         "D": max(triton.next_power_of_2(x.shape[1]), SMALLEST_SIDE),
         "H": weights[0].shape[0],
         "O": max(triton.next_power_of_2(weights[-1].shape[0]), SMALLEST_SIDE),
         "DEEP": len(weights) == 3,
-        "BLOCK": BLOCK,
         "KIND": KINDS[precision],
         "PRECISION": "tf32" if rounded else "ieee",
         "num_warps": WARPS_OF_WIDE if len(weights[0]) >= WIDE else WARPS,
@@ -149,7 +178,8 @@ def _forward_kernel(
     point = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)[:, None]
     column, output = tl.arange(0, D)[None, :], tl.arange(0, O)[None, :]
     inside = (point < n) & (column < d)
-    inputs = tl.load(x + point * stride_n + column * stride_d, mask=inside, other=0.0).to(KIND)
+    place = point * stride_n + column.to(tl.int64) * stride_d
+    inputs = tl.load(x + place, mask=inside, other=0.0).to(KIND)
     hidden = _layer(inputs, first, KIND, PRECISION)
     if DEEP:
         hidden = _layer(hidden, _matrix(w_middle, H, H, H, H, KIND), KIND, PRECISION)

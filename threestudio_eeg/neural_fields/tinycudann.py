@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from eeg_encoder.errors import InputError
 
 from .encodings import Encoding as _Encoding
-from .encodings import Identity, make_encoding
+from .encodings import Grid, Identity, make_encoding
+from .hash_grid import GridLayout
 from .perceptron import ALIGNMENT, make_perceptron
 
 DEFAULT_SEED = 1337
@@ -166,6 +167,11 @@ class Encoding(Module):
         self.n_output_dims = encoding.n_output_dims
         self.encoding_config = encoding_config
         self._encoding = encoding
+
+    @property
+    def layout(self) -> GridLayout | None:
+        """Of the grid, where it is one."""
+        return self._encoding.layout if isinstance(self._encoding, Grid) else None
 
     def _evaluate(self, x: Tensor, params: Tensor) -> Tensor:
         return self._encoding(x, params)
