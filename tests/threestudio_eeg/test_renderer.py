@@ -191,7 +191,9 @@ def volume(**cfg):
 
 def trained(chunk, geometry, view_size=(24, 24), device="cpu", **cfg):
     """A training render, the gradients of a loss on all that it gives, and the bytes it kept."""
-    module = renderer(geometry, num_samples_per_ray=48, train_chunk_size=chunk, **cfg).to(device)
+    module = renderer(geometry, num_samples_per_ray=48, train_chunk_size=chunk, **cfg)
+    for part in (module, geometry, module.material, module.background):
+        part.to(device)
     batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in view(size=view_size).items()}
     for step in (0, 16):
         torch.manual_seed(2)
@@ -280,7 +282,7 @@ def test_cuda_equals_cpu():
 def test_fused_kernels_of_grid_and_networks_give_the_graphs_gradients(chunk, monkeypatch):
     networks = {"otype": "VanillaMLP", "n_neurons": 64, "n_hidden_layers": 1}
     networks |= {"backend": "triton", "precision": "float16"}
-    geometry = volume(mlp_network_config=networks).cuda()
+    geometry = volume(mlp_network_config=networks)
     asked = []
     own = type(geometry).evaluation
     watched = lambda *given, **how: asked.append(own(*given, **how)) or asked[-1]  # noqa: E731

@@ -21,6 +21,7 @@ from threestudio_eeg.neural_fields.networks import (
     get_mlp,
 )
 from threestudio_eeg.neural_fields.recomputation import Evaluation, Fields
+from threestudio_eeg.neural_fields.rows import take_rows
 
 from .isosurface import ImplicitGeometry, contract_to_unit_box
 from .normals import FINITE_DIFFERENCES, finite_difference_slope
@@ -42,7 +43,7 @@ class _VolumeEvaluation:
         return self._fields(self.raw.values)
 
     def at(self, places: Tensor) -> _VolumeEvaluation:
-        return replace(self, points=self.points.index_select(0, places), raw=self.raw.at(places))
+        return replace(self, points=take_rows(self.points, places), raw=self.raw.at(places))
 
     def differentiable(self, chunk: int) -> Fields:
         return self._fields(self.raw.differentiable(chunk))

@@ -12,6 +12,7 @@ from eeg_encoder.errors import InputError
 from threestudio_eeg.neural_fields.compositing import EARLY_STOP, exclusive_sum
 from threestudio_eeg.neural_fields.marching import Samples
 from threestudio_eeg.neural_fields.recomputation import Fields
+from threestudio_eeg.neural_fields.rows import take_rows
 
 from .registry import register
 from .renderer import VolumeRenderer
@@ -89,7 +90,7 @@ class NeuSVolumeRenderer(VolumeRenderer):
         return {**super().forward(*args, **kwargs), "inv_std": self.variance.inv_std}
 
     def weights(self, fields: dict[str, Tensor], samples: Samples, rays_d: Tensor) -> Tensor:
-        directions = rays_d.index_select(0, samples.ray_indices)
+        directions = take_rows(rays_d, samples.ray_indices)
         alpha = self._alpha(fields["sdf"], fields["normal"], directions, samples).squeeze(-1)
         return alpha * transmittance(alpha, samples, len(rays_d))
 

@@ -29,6 +29,7 @@ from threestudio_eeg.neural_fields.recomputation import (
     evaluate,
     recomputed,
 )
+from threestudio_eeg.neural_fields.rows import take_rows
 
 from .config import C
 from .registry import register
@@ -191,12 +192,12 @@ class VolumeRenderer(Renderer):
         samples, known = self._sample(rays_o, rays_d, normals)
         index = samples.ray_indices
         positions = samples.positions(rays_o, rays_d) if known is None else known.points
-        directions = rays_d.index_select(0, index)
+        directions = take_rows(rays_d, index)
         fields = self._fields(positions, normals, known)
         colour = self.material(
             viewdirs=directions,
             positions=positions,
-            light_positions=light.index_select(0, index),
+            light_positions=take_rows(light, index),
             **fields,
             **kwargs,
         )

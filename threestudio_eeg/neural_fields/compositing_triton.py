@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .rows_triton import take_rows
+
 RAYS = 4
 CHUNK = 32
 WARPS = 4
@@ -97,7 +99,7 @@ class _WeightedSum(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         weight, values, ray_indices = ctx.saved_tensors
         wants_weight, wants_values = ctx.needs_input_grad[:2]
-        per_sample = gradients[0].index_select(0, ray_indices)
+        per_sample = take_rows(gradients[0], ray_indices)
         of_weight = of_values = None
         if wants_weight:
             product = per_sample if values is None else per_sample * values
@@ -141,7 +143,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, ray_indices: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(offsets)
-        return values.index_select(0, ray_indices)
+        return take_rows(values, ray_indices)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

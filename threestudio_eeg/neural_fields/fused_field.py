@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from .hash_grid import GridLayout
 from .recomputation import rows_of_turn
+from .rows import take_rows
 from .small_mlp import PRECISIONS
 
 
@@ -88,8 +89,8 @@ class Evaluation:
 
     def at(self, places: Tensor) -> Evaluation:
         """The same at ascending ``places`` of the list."""
-        below = places if self._places is None else self._places.index_select(0, places)
-        points, values = self.points.index_select(0, places), self.values.index_select(0, places)
+        below = places if self._places is None else take_rows(self._places, places)
+        points, values = take_rows(self.points, places), take_rows(self.values, places)
         return replace(self, points=points, values=values, _places=below)
 
     def differentiable(self, chunk: int) -> Tensor:

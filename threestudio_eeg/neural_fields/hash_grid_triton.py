@@ -59,7 +59,7 @@ class Tuning:
     slope_warps: int = 8
     wide_reads: bool = True
     wide_adds: bool = True
-    runs: tuple[tuple[int, float], ...] = ((16, 40.0), (4, 160.0))
+    runs: tuple[tuple[int, float], ...] = ((8, 160.0),)
 
     def __post_init__(self) -> None:
         for name in ("gather", "scatter", "slope"):

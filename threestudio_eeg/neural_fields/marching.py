@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .backends import choose_backend
 from .occupancy import OccupancyGrid
+from .rows import take_rows
 
 STEPS_AT_ONCE = 1 << 18
 """Places looked at together by :func:`march_reference`: what fits into a processor's cache."""
@@ -50,8 +51,8 @@ class Samples:
 
     def positions(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
         """Middles of the intervals in the world, (N, 3)."""
-        origins = rays_o.index_select(0, self.ray_indices)
-        directions = rays_d.index_select(0, self.ray_indices)
+        origins = take_rows(rays_o, self.ray_indices)
+        directions = take_rows(rays_d, self.ray_indices)
         return torch.addcmul(origins, directions, self.t_middles[:, None])
 
     def offsets(self, n_rays: int) -> Tensor:
@@ -88,9 +89,9 @@ class Samples:
     def at(self, places: Tensor) -> Samples:
         """The samples at ascending ``places`` of the list."""
         return Samples(
-            self.t_starts.index_select(0, places),
-            self.t_ends.index_select(0, places),
-            self.ray_indices.index_select(0, places),
+            take_rows(self.t_starts, places),
+            take_rows(self.t_ends, places),
+            take_rows(self.ray_indices, places),
         )
 
 

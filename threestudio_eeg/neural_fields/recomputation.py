@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .rows import take_rows
+
 Fields = dict[str, Tensor]
 Field = Callable[[Tensor], Fields]
 
@@ -62,8 +64,8 @@ class Recomputable:
 
     def at(self, places: Tensor) -> Recomputable:
         """The same at ascending ``places`` of the list."""
-        values = {name: value.index_select(0, places) for name, value in self.values.items()}
-        return replace(self, points=self.points.index_select(0, places), values=values)
+        values = {name: take_rows(value, places) for name, value in self.values.items()}
+        return replace(self, points=take_rows(self.points, places), values=values)
 
     def differentiable(self, chunk: int) -> Fields:
         """The values as a function of the parameters: :func:`recomputed`."""
