@@ -21,7 +21,7 @@ from threestudio_eeg.acceleration import (
     settings_for,
 )
 from threestudio_eeg.acceleration.gradients import flat_gradient, with_gradient
-from threestudio_eeg.acceleration.graphs import N_RECORDINGS, Recordings, cut
+from threestudio_eeg.acceleration.graphs import N_RECORDINGS, Recordings
 from threestudio_eeg.acceleration.tensors import signature, tensors_of, with_tensors
 from threestudio_eeg.adapters import adapter_state
 from threestudio_eeg.builtin.base import device_scope
@@ -322,27 +322,6 @@ def test_recordings_are_few_and_keep_the_latest() -> None:
     assert len(recordings) == N_RECORDINGS
     first, second = (recordings.run(Inner(torch.ones(9) * k))["out"] for k in (1, 2))
     assert first is second
-
-
-@pytest.mark.gpu
-def test_a_recording_in_parts_is_the_work() -> None:
-    def work(tree: Inner) -> dict[str, Tensor]:
-        half = tree.x.sin() / 2
-        cut()
-        with torch.enable_grad():
-            x = half.detach().requires_grad_()
-            y = (x**3).sum()
-        cut()
-        return {"y": y.detach(), "slope": torch.autograd.grad(y, x)[0]}
-
-    recordings = Recordings(work, torch.device("cuda"))
-    for seed in range(3):
-        torch.manual_seed(seed)
-        x = torch.randn(50, device="cuda")
-        out = recordings.run(Inner(x))
-        half = x.sin() / 2
-        torch.testing.assert_close(out["y"], (half**3).sum())
-        torch.testing.assert_close(out["slope"], 3 * half**2)
 
 
 @pytest.mark.parametrize("scale", [1.0, 4096.0])

@@ -7,11 +7,9 @@ of weights that change in place only, and must not wait for the device.
 
 from __future__ import annotations
 
-import gc
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -70,68 +68,18 @@ class Graph:
             for _ in range(N_WARM_UP):
                 work(self._inputs)
         torch.cuda.current_stream().wait_stream(side)
-        self._parts = _Parts(pool)
-        with _convolutions_tried_out(), self._parts.recorded():
+        self._graph = torch.cuda.CUDAGraph()
+        with (
+            _convolutions_tried_out(),
+            torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"),
+        ):
             self._outputs = work(self._inputs)
 
     def replay(self, inputs: Any) -> dict[str, Tensor]:
         """Return the outputs for these inputs; the next replay overwrites them."""
         _fill(self._inputs, inputs)
-        self._parts.replay()
+        self._graph.replay()
         return self._outputs
-
-
-class _Parts:
-    """CUDA graphs that follow each other; what one leaves in memory the next may use."""
-
-    def __init__(self, pool: Any) -> None:
-        self._pool, self._graphs = pool, list[torch.cuda.CUDAGraph]()
-
-    @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Record what is launched here, on a stream of its own; :func:`cut` begins a new part."""
-        torch.cuda.synchronize()
-        gc.collect()
-        torch.cuda.empty_cache()
-        token = _RECORDED.set(self)
-        try:
-            with torch.cuda.stream(torch.cuda.Stream()):
-                self._begin()
-                try:
-                    yield
-                finally:
-                    self._graphs[-1].capture_end()
-        finally:
-            _RECORDED.reset(token)
-
-    def cut(self) -> None:
-        """End this part and begin the next."""
-        self._graphs[-1].capture_end()
-        self._begin()
-
-    def replay(self) -> None:
-        """Launch all parts."""
-        for graph in self._graphs:
-            graph.replay()
-
-    def _begin(self) -> None:
-        self._graphs.append(torch.cuda.CUDAGraph())
-        self._graphs[-1].capture_begin(self._pool, capture_error_mode="thread_local")
-
-
-_RECORDED: ContextVar[_Parts | None] = ContextVar("recorded", default=None)
-
-
-def cut() -> None:
-    """Let a recording of the work be launched in parts, one until here and one from here on.
-
-    To launch thousands of kernels takes the host milliseconds, in which the device can be at work
-    on the part before. Nothing may run on a side stream here. Outside of a recording this does
-    nothing.
-    """
-    parts = _RECORDED.get()
-    if parts is not None:
-        parts.cut()
 
 
 class Recordings:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .gradients import flat_gradient, with_gradient
-from .graphs import Recordings, cut
+from .graphs import Recordings
 
 HALF_PRECISION_SCALE = 4096.0
 """What the LoRA's loss, a mean over thousands of latents, is multiplied by in float16."""
@@ -61,7 +61,6 @@ class RecordedStep:
         step = replace(step, picture=step.picture.detach().requires_grad_())
         with torch.enable_grad(), torch.autocast(guidance.device.type, enabled=False):
             latents = guidance.latents_of(step)
-            cut()
             if not guidance.losses_are_apart:
                 return {**self._of_picture(step, latents), **self._of_weights(step, latents)}
             with self._beside() as join:

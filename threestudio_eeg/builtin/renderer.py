@@ -18,7 +18,6 @@ from threestudio_eeg.neural_fields.compositing import (
     spread,
     visible,
 )
-from threestudio_eeg.neural_fields.forecast import LengthForecast
 from threestudio_eeg.neural_fields.marching import Samples, march
 from threestudio_eeg.neural_fields.occupancy import OccupancyGrid
 from threestudio_eeg.neural_fields.recomputation import (
@@ -57,8 +56,8 @@ class VolumeRenderer(Renderer):
     where it is computed again in the backward pass (0: all are held; by default, a million where
     a render has more than four). ``max_samples``, which may be a
     schedule too, fixes the length of the list of samples, so that no step waits for the device;
-    what does not fit is left out and counted in ``overflow``. With ``auto`` the length follows from
-    those before it, on a GPU and up to a million samples. ``backend`` is ``torch`` or ``triton``.
+    what does not fit is left out and counted in ``overflow``. ``backend`` is ``torch`` or
+    ``triton``.
     """
 
     @dataclass
@@ -78,7 +77,6 @@ class VolumeRenderer(Renderer):
         backend: str | None = None
 
     bbox: Tensor
-    capacity: int | None = None
     where = "volume renderer"
     needs_normals = False
     returns_normals = False
@@ -94,15 +92,13 @@ class VolumeRenderer(Renderer):
         if not self.cfg.grid_prune:
             self.estimator.fill()
         self._updated_at = -1
-        self._forecast = LengthForecast() if self.cfg.max_samples == "auto" else None
         self._follow_schedules(0, 0)
 
     def _follow_schedules(self, epoch: int, global_step: int) -> None:
         cfg = self.cfg
         self.samples_per_ray = max(int(C(cfg.num_samples_per_ray, epoch, global_step)), 1)
         self.render_step_size = CUBE_DIAGONAL * 2 * cfg.radius / self.samples_per_ray
-        if self._forecast is None:
-            self.capacity = int(C(cfg.max_samples, epoch, global_step)) or None
+        self.capacity = int(C(cfg.max_samples, epoch, global_step)) or None
 
     @property
     def randomized(self) -> bool:
@@ -300,10 +296,8 @@ class VolumeRenderer(Renderer):
             return self._prune(samples, rays_o, rays_d, normals)
 
     def _march(self, rays_o: Tensor, rays_d: Tensor) -> Samples:
-        cfg, forecast = self.cfg, self._forecast if self.training and rays_o.is_cuda else None
-        if forecast is not None:
-            self.capacity = forecast.capacity(len(rays_o))
-        samples = march(
+        cfg = self.cfg
+        return march(
             rays_o,
             rays_d,
             self.estimator,
@@ -314,9 +308,6 @@ class VolumeRenderer(Renderer):
             capacity=self.capacity if self.training else None,
             backend=cfg.backend,
         )
-        if forecast is not None:
-            forecast.note(samples)
-        return samples
 
     def _prune(
         self, samples: Samples, rays_o: Tensor, rays_d: Tensor, normals: bool
