@@ -43,10 +43,6 @@ from .representations import pipeline_and_conditioning
 from .timing import peak_gb, reset_peak
 
 CONFIGS = ("eeg-prolificdreamer.yaml", "schedule/progressive.yaml")
-FAST = (
-    "system.geometry.mlp_network_config.backend=triton",
-    "system.geometry.mlp_network_config.precision=float16",
-)
 SMALL = (
     "data.width=[8,12,16,20]",
     "data.height=[8,12,16,20]",
@@ -116,7 +112,7 @@ def overrides(
         "system.geometry.isosurface_threshold=auto",
         "system.geometry.isosurface_resolution=256",
     ]
-    words += list(FAST) * (options.device == "cuda" and not options.slow)
+    words += ["system.geometry.mlp_network_config.backend=torch"] * options.slow
     return [*words, *(SMALL if options.small else ()), *options.set]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from eeg_encoder.errors import InputError
-from threestudio_eeg.acceleration.budget import settings_for_experiment
+from threestudio_eeg.acceleration.budget import settings_for, settings_for_experiment
 from threestudio_eeg.builtin.config import load_config
 from threestudio_eeg.experiments import experiment_config
 
@@ -49,7 +49,18 @@ def test_what_common_cards_get(more: tuple[str, ...]) -> None:
         assert not any(key.startswith("data.") for key in chosen.overrides)
     for chosen in (usual, large):
         assert chosen.overrides["system.guidance.checkpoint_vae"] is False
-        assert "system.renderer.train_chunk_size" not in chosen.overrides
+    assert "system.renderer.train_chunk_size" not in large.overrides
+    assert usual.overrides.get("system.renderer.train_chunk_size") == (1 << 20 if more else None)
+    assert large.needed_gb > 8.94 if more else large.needed_gb < 12
+
+
+def test_what_a_fused_field_keeps_is_counted() -> None:
+    """An object took 8.94 GB at its peak, 5.47 of them without look-ups."""
+    kept, again = (settings_for(gb, look_ups=True) for gb in (24, 12))
+    assert "look-ups" in kept.describe()
+    assert kept.needed_gb - again.needed_gb >= 8.94 - 5.47 - 0.15
+    assert again.overrides["system.renderer.train_chunk_size"] == 1 << 20
+    assert settings_for(24).needed_gb == again.needed_gb
 
 
 def test_the_phantom_fits_a_small_card_as_it_is() -> None:

@@ -123,6 +123,28 @@ def test_only_the_gradients_asked_for(wanted):
     assert (x.grad is None) == (wanted == "weights")
 
 
+def test_the_kernel_where_there_is_a_gpu_and_it_can():
+    config = {"otype": "VanillaMLP", "n_neurons": 32, "n_hidden_layers": 1, "backend": "auto"}
+    network = get_mlp(16, 3, config)
+    x = torch.randn(5, 16)
+    torch.testing.assert_close(network(x), network.layers(x))
+    assert network.backend == "auto"
+    assert get_mlp(16, 3, config, once=False).backend == "torch"
+    assert get_mlp(16, 3, {**config, "n_neurons": 40}).backend == "torch"
+    assert not network.goes_with(get_mlp(16, 1, config))
+
+
+@pytest.mark.gpu
+def test_auto_is_the_kernel_on_a_gpu():
+    config = {"otype": "VanillaMLP", "n_neurons": 32, "n_hidden_layers": 1, "precision": "float16"}
+    auto = get_mlp(16, 3, {**config, "backend": "auto"}).cuda()
+    triton = get_mlp(16, 3, {**config, "backend": "triton"}).cuda()
+    triton.load_state_dict(auto.state_dict())
+    x = torch.randn(5, 16, device="cuda")
+    assert torch.equal(auto(x), triton(x))
+    assert auto.goes_with(triton)
+
+
 @runs_kernels
 def test_a_network_with_the_fused_backend_is_the_same_network():
     config = {"otype": "VanillaMLP", "n_neurons": 32, "n_hidden_layers": 2}

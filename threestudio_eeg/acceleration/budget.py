@@ -43,6 +43,11 @@ million's. The former does not grow with the render: with 25.7 million samples t
 6.8 GB (of 2**30 bytes) at its peak, and 8.3 are expected, the reserve left out: a GB of it is the
 guidance's, in the memory of its CUDA graph, which that peak does not have."""
 
+LOOK_UP_BYTES = 140
+"""What a fused field keeps beside: 64 of a sample that is looked at, of which there are one and a
+half a shaded one, and its point, values and place. Counted; an object's peak grew from 5.5 to 8.9
+GB with it (docs/figures/object-time-h200.json)."""
+
 RENDER_CHUNK, SMALL_CHUNK_GB = 1 << 18, CHUNK_GB / 2
 """Samples at a time where memory is short, and what they take: a rough allowance."""
 
@@ -90,10 +95,12 @@ class _Choice:
     checkpoint_unet: bool = False
     chunk_render: bool = False
     graphs: bool = True
+    look_ups: bool = False
 
 
 _SMALL_CHUNKS = ", training renders in small chunks"
 _CHOICES = (
+    _Choice("all activations kept, and the field's look-ups", look_ups=True),
     _Choice("all activations kept"),
     _Choice("VAE checkpointed: its encoder runs twice a step", True),
     _Choice("VAE and U-Net checkpointed: both run twice a step", True, True),
@@ -123,6 +130,7 @@ def settings_for(
     lora: bool = True,
     weights_gb: float = WEIGHTS_GB,
     chunks: bool = True,
+    look_ups: bool = False,
 ) -> Settings:
     """Return the fastest settings whose expected peak fits ``vram_gb``.
 
@@ -144,17 +152,22 @@ def settings_for(
         U-Net, VAE and LoRA; the default is Stable Diffusion 1.5's in half precision.
     chunks
         The renderer is that of densities: it can train in chunks.
+    look_ups
+        Grid and networks are fused: they may keep what was looked up, or look again.
 
     Raises
     ------
     InputError
         When not even the leanest settings fit.
     """
-    for choice in _CHOICES if chunks else map(_without_chunks, _CHOICES):
-        render = _render_gb(samples, renders, choice.chunk_render, chunks)
+    choices = _CHOICES if look_ups else _CHOICES[1:]
+    for choice in choices if chunks else map(_without_chunks, _CHOICES[1:]):
+        render = _render_gb(samples, renders, choice.chunk_render, chunks, choice.look_ups)
         needed = _expected_gb(choice, batch * (image_size / 512) ** 2, render, lora, weights_gb)
         if needed <= vram_gb:
-            return _settings(choice, needed, vram_gb - RESERVE_GB - weights_gb, batch, lora)
+            again = look_ups and chunks and not choice.look_ups
+            free_gb = vram_gb - RESERVE_GB - weights_gb
+            return _settings(choice, needed, free_gb, batch, lora, again)
     raise InputError(
         "vram",
         "gigabytes",
@@ -185,7 +198,9 @@ def _expected_gb(
     return RESERVE_GB + weights_gb + together
 
 
-def _render_gb(samples: int, renders: int, small: bool, chunks: bool) -> tuple[float, float]:
+def _render_gb(
+    samples: int, renders: int, small: bool, chunks: bool, look_ups: bool = False
+) -> tuple[float, float]:
     """What so many renders keep between forward and backward pass, and take at the peak."""
     if not chunks:
         whole = OTHER_BYTES * samples * renders / 2**30
@@ -193,11 +208,13 @@ def _render_gb(samples: int, renders: int, small: bool, chunks: bool) -> tuple[f
     graph = GRAPH_BYTES * samples / 2**30
     if samples < RECOMPUTED_FROM and not small:
         return graph * renders, graph * renders
-    kept = KEPT_BYTES * samples * renders / 2**30
+    kept = (KEPT_BYTES + LOOK_UP_BYTES * look_ups) * samples * renders / 2**30
     return kept, kept + min(SMALL_CHUNK_GB if small else CHUNK_GB, graph)
 
 
-def _settings(choice: _Choice, needed: float, free_gb: float, batch: int, lora: bool) -> Settings:
+def _settings(
+    choice: _Choice, needed: float, free_gb: float, batch: int, lora: bool, look_again: bool
+) -> Settings:
     chunk = int(min(max(max(free_gb, 0.0) * 2**30 / 4 / POINT_BYTES, MIN_CHUNK), MAX_CHUNK))
     overrides: dict[str, Any] = {
         "system.guidance.acceleration": "auto" if choice.graphs else "none",
@@ -206,8 +223,9 @@ def _settings(choice: _Choice, needed: float, free_gb: float, batch: int, lora: 
         "system.guidance.vae_slicing": choice.checkpoint_vae and batch > 1,
         "system.renderer.eval_chunk_size": chunk,
     }
-    if choice.chunk_render:
-        overrides["system.renderer.train_chunk_size"] = RENDER_CHUNK
+    if choice.chunk_render or look_again:
+        size = RENDER_CHUNK if choice.chunk_render else RECOMPUTED_CHUNK
+        overrides["system.renderer.train_chunk_size"] = size
     reasons = [choice.reason, f"evaluation renders {chunk:,} points at a time"]
     if overrides["system.guidance.vae_slicing"]:
         reasons.append("pictures are encoded one at a time")
@@ -246,6 +264,7 @@ def settings_for_experiment(config: Any, vram_gb: float, *, together: int = 1) -
         "renders": together,
         "image_size": _picture_side(pipeline),
         "lora": lora,
+        "look_ups": _is_fused(config.system.geometry),
         "weights_gb": _weights_gb(pipeline, bool(guidance.get("half_precision_weights", True))),
     }
     sides = [_stages(data.get(name, 64)) for name in ("width", "height")]
@@ -276,6 +295,11 @@ def _of_experiment(chosen: Settings, config: Any, sides: Sequence[Sequence[int]]
             overrides[f"data.{name}"] = side if len(side) > 1 else side[0]
             reasons.append(f"renders lowered to a {name} of {side[-1]} pixels")
     return replace(chosen, overrides=overrides, reasons=reasons)
+
+
+def _is_fused(geometry: Any) -> bool:
+    """Whether a field's grid and networks are kernels of their own on a GPU."""
+    return (geometry.get("mlp_network_config") or {}).get("backend") in ("auto", "triton")
 
 
 def _stages(value: Any) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,11 +103,12 @@ class ImplicitVolume(ImplicitGeometry):
         cfg = self.cfg
         self.encoding = get_encoding(cfg.n_input_dims, cfg.pos_encoding_config)
         width = self.encoding.n_output_dims
-        self.density_network = get_mlp(width, 1, cfg.mlp_network_config)
+        make = partial(get_mlp, config=cfg.mlp_network_config, once=cfg.normal_type != "analytic")
+        self.density_network = make(width, 1)
         if cfg.n_feature_dims > 0:
-            self.feature_network = get_mlp(width, cfg.n_feature_dims, cfg.mlp_network_config)
+            self.feature_network = make(width, cfg.n_feature_dims)
         if cfg.normal_type == "pred":
-            self.normal_network = get_mlp(width, 3, cfg.mlp_network_config)
+            self.normal_network = make(width, 3)
         self.density_activation = get_activation(cfg.density_activation)
         self.density_blob_std: float = cfg.density_blob_std
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,11 +67,12 @@ class ImplicitSDF(ImplicitGeometry):
         self._bias = self._make_bias()
         self.encoding = get_encoding(cfg.n_input_dims, cfg.pos_encoding_config)
         width = self.encoding.n_output_dims
-        self.sdf_network = get_mlp(width, 1, cfg.mlp_network_config)
+        make = partial(get_mlp, config=cfg.mlp_network_config, once=False)
+        self.sdf_network = make(width, 1)
         if cfg.n_feature_dims > 0:
-            self.feature_network = get_mlp(width, cfg.n_feature_dims, cfg.mlp_network_config)
+            self.feature_network = make(width, cfg.n_feature_dims)
         if cfg.normal_type == "pred":
-            self.normal_network = get_mlp(width, 3, cfg.mlp_network_config)
+            self.normal_network = make(width, 3)
         self.finite_difference_normal_eps = self._eps(0)
 
     def _check_config(self) -> None:

@@ -24,6 +24,7 @@ from .perceptron import NETWORKS
 from .small_mlp import MAX_OUTPUT, PRECISIONS, WIDTHS, check_sizes, small_mlp
 
 Activation = Callable[[Tensor], Tensor]
+AUTO = "auto"
 PROGRESSIVE = "ProgressiveBandHashGrid"
 VANILLA = "VanillaMLP"
 
@@ -158,7 +159,8 @@ class VanillaMLP(nn.Module):
     """Linear layers without bias, ReLU between them, an activation at the end.
 
     ``backend`` is ``torch`` or ``triton``: one kernel for all layers, :mod:`.small_mlp`, whose
-    products are rounded to ``precision``; it cannot be differentiated twice.
+    products are rounded to ``precision``; it cannot be differentiated twice. ``auto`` is the kernel
+    on a GPU, if it can take these sizes, and torch elsewhere.
     """
 
     def __init__(
@@ -187,15 +189,17 @@ class VanillaMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, n_input_dims) to (N, n_output_dims), in single precision under autocast too."""
         with torch.autocast(x.device.type, enabled=False):
-            if choose_backend(x, self.backend) == "triton":
+            if self._choice(x) == "triton":
                 return self.output_activation(small_mlp(x, self._matrices(), self.precision))
             return self.output_activation(self.layers(x))
 
     def goes_with(self, other: nn.Module) -> bool:
         """Whether one fused kernel can be both: one hidden layer each, and not too many units."""
-        if not (isinstance(other, VanillaMLP) and {self.backend, other.backend} == {"triton"}):
+        if not isinstance(other, VanillaMLP):
             return False
         (first, *more), (second, *others) = self._matrices(), other._matrices()
+        if {self._choice(first), other._choice(second)} != {"triton"}:
+            return False
         outputs = len(more[-1]) + len(others[-1])
         return (
             self.precision == other.precision
@@ -208,14 +212,23 @@ class VanillaMLP(nn.Module):
     def _matrices(self) -> list[Tensor]:
         return [layer.weight for layer in self.layers if isinstance(layer, nn.Linear)]
 
+    def _choice(self, x: Tensor) -> str:
+        return choose_backend(x, None if self.backend == AUTO else self.backend)
+
     def _check_backend(self) -> None:
-        where, chosen = "mlp_network_config", ((BACKENDS, "backend"), (PRECISIONS, "precision"))
-        for known, field in chosen:
+        where = "mlp_network_config"
+        for known, field in (((*BACKENDS, AUTO), "backend"), (PRECISIONS, "precision")):
             if getattr(self, field) not in known:
                 expected = f"one of {', '.join(known)}"
                 raise InputError(where, field, getattr(self, field), expected)
-        if self.backend == "triton":
+        if self.backend == "torch":
+            return
+        try:
             check_sizes([tuple(matrix.shape) for matrix in self._matrices()])
+        except InputError:
+            if self.backend == "triton":
+                raise
+            self.backend = "torch"
 
 
 def evaluate_together(one: nn.Module, other: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,9 +312,11 @@ def _codec(n_input_dims: int, config: Mapping[str, Any]) -> tinycudann.Encoding:
 
 
 def get_mlp(
-    n_input_dims: int, n_output_dims: int, config: Mapping[str, Any]
+    n_input_dims: int, n_output_dims: int, config: Mapping[str, Any], *, once: bool = True
 ) -> VanillaMLP | FlatMLP:
     """Build the network that ``config["otype"]`` names: ``VanillaMLP``, or tiny-cuda-nn's.
+
+    ``once`` says that it is differentiated once at most; else the backend ``auto`` is torch.
 
     Raises
     ------
@@ -317,12 +332,13 @@ def get_mlp(
     activation = config.get("activation", "ReLU")
     if activation != "ReLU":
         raise InputError("mlp_network_config", "activation", activation, "ReLU")
+    backend = config.get("backend", "torch")
     return VanillaMLP(
         n_input_dims,
         n_output_dims,
         config.get("n_neurons", 64),
         config.get("n_hidden_layers", 1),
         config.get("output_activation"),
-        config.get("backend", "torch"),
+        "torch" if backend == AUTO and not once else backend,
         config.get("precision", "float32"),
     )
