@@ -90,6 +90,16 @@ def test_of_a_part_of_the_points(points, parameters, keep):
 
 
 @runs_kernels
+def test_what_is_kept_is_autograds_to_free(points, parameters):
+    field = FusedField(LAYOUT, parameters[0], parameters[1:], "float16")
+    evaluation, saved = field.evaluate(points, 256), []
+    pack = lambda tensor: saved.append(tensor.data_ptr()) or tensor  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        evaluation.differentiable(128)
+    assert {evaluation.points.data_ptr(), evaluation._kept.data_ptr()} <= set(saved)
+
+
+@runs_kernels
 def test_small_gradients_survive_half_precision(points, parameters):
     field = FusedField(LAYOUT, parameters[0], parameters[1:], "float16")
     evaluation = field.evaluate(points, 1000)

@@ -61,7 +61,10 @@ class FusedField:
         return Evaluation(self, points, found, kept)
 
     def encoded(self, points: Tensor, out: Tensor | None = None) -> Tensor:
-        """The grid at points (N, 3), rounded as the perceptron rounds it: (N, L * F)."""
+        """The grid at points (N, 3), rounded as the perceptron rounds it: (N, L * F).
+
+        ``out`` is where to, (L * F, N).
+        """
         from .hash_grid_triton import gather
 
         if out is None:
@@ -95,29 +98,32 @@ class Evaluation:
 
     def differentiable(self, chunk: int) -> Tensor:
         """The values (N, O) as a function of table and matrices; ``chunk`` points at a time."""
-        out: Tensor = _Known.apply(self, chunk, self.field.table, *self.field.matrices)
-        return out
-
-    def encoded(self, turn: int, n_turns: int) -> Tensor:
-        """The grid at the points of a turn, (n, L * F); see :func:`.recomputation.rows_of_turn`."""
-        if self._kept is None:
-            return self.field.encoded(rows_of_turn(self.points, turn, n_turns))
         places = self._places
-        if places is None:
+        if places is None and self._kept is not None:
             places = torch.arange(len(self.points), device=self.points.device)
-        return self._kept.index_select(1, rows_of_turn(places, turn, n_turns)).t()
+        field, known = self.field, (self.values, self.points, self._kept, places)
+        out: Tensor = _Known.apply(field, chunk, *known, field.table, *field.matrices)
+        return out
 
 
 class _Known(torch.autograd.Function):
-    """An evaluation's values, and the gradient of table and matrices."""
+    """Known values, and the gradient of table and matrices."""
 
     @staticmethod
     def forward(
-        ctx: Any, evaluation: Evaluation, chunk: int, table: Tensor, *matrices: Tensor
+        ctx: Any,
+        field: FusedField,
+        chunk: int,
+        values: Tensor,
+        points: Tensor,
+        kept: Tensor | None,
+        places: Tensor | None,
+        table: Tensor,
+        *matrices: Tensor,
     ) -> Tensor:
-        ctx.evaluation, ctx.chunk = evaluation, chunk
-        ctx.save_for_backward(table, *matrices)
-        return evaluation.values.view_as(evaluation.values)
+        ctx.field, ctx.chunk = field, chunk
+        ctx.save_for_backward(points, kept, places, table, *matrices)
+        return values.view_as(values)
 
     @staticmethod
     @once_differentiable
@@ -125,22 +131,22 @@ class _Known(torch.autograd.Function):
         from .hash_grid_triton import scatter
         from .small_mlp_triton import slopes
 
-        table, *matrices = ctx.saved_tensors
-        evaluation, layout = ctx.evaluation, ctx.evaluation.field.layout
+        points, kept, places, table, *matrices = ctx.saved_tensors
+        field, layout = ctx.field, ctx.field.layout
         of_table = table.new_zeros(layout.n_entries, layout.n_features, dtype=torch.float32)
         of_matrices = [torch.zeros_like(matrix, dtype=torch.float32) for matrix in matrices]
-        n_turns = -(-len(evaluation.points) // ctx.chunk)
+        n_turns = -(-len(points) // ctx.chunk)
         for turn in range(n_turns):
-            change, shares = slopes(
-                evaluation.encoded(turn, n_turns),
-                matrices,
-                rows_of_turn(gradients[0], turn, n_turns),
-                evaluation.field.precision,
-            )
+            here = rows_of_turn(points, turn, n_turns)
+            if kept is None:
+                encoded = field.encoded(here)
+            else:
+                encoded = kept.index_select(1, rows_of_turn(places, turn, n_turns)).t()
+            gradient = rows_of_turn(gradients[0], turn, n_turns)
+            change, shares = slopes(encoded, matrices, gradient, field.precision)
             assert change is not None
-            points = rows_of_turn(evaluation.points, turn, n_turns)
-            scatter(points, change, layout, total=of_table)
+            scatter(here, change, layout, total=of_table)
             for total, share in zip(of_matrices, shares, strict=True):
                 total += share
         found = (m.to(matrix.dtype) for m, matrix in zip(of_matrices, matrices, strict=True))
-        return (None, None, of_table.view_as(table).to(table.dtype), *found)
+        return (*(None,) * 6, of_table.view_as(table).to(table.dtype), *found)
