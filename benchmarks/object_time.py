@@ -1,11 +1,11 @@
 """From a conditioning file to a mesh: start, training at each resolution, export.
 
-Launches ``eeg-prolificdreamer.yaml`` with ``schedule/progressive.yaml`` laid over it, on the
-embedded host, for a few steps. The schedule is a share of the run, so every resolution gets its
-share of them, and ``10,000 steps`` below is an extrapolation: start and export as measured, each
-resolution's mean step times its number of steps in a run of --of. With --all the whole run is made
-and nothing is extrapolated. Validation pictures and the turntable are left out, a checkpoint is
-written at the end.
+Launches ``eeg-prolificdreamer.yaml`` with ``schedule/progressive.yaml`` and, unless --slow,
+``acceleration/fused-field.yaml`` laid over it, on the embedded host, for a few steps. The schedule
+is a share of the run, so every resolution gets its share of them, and ``10,000 steps`` below is an
+extrapolation: start and export as measured, each resolution's mean step times its number of steps
+in a run of --of. With --all the whole run is made and nothing is extrapolated. Validation pictures
+and the turntable are left out, a checkpoint is written at the end.
 
 With random weights in the pipeline no object forms: what is timed is the matter that is there, and
 the samples and the opacity of each resolution are printed beside it.
@@ -43,6 +43,7 @@ from .representations import pipeline_and_conditioning
 from .timing import peak_gb, reset_peak
 
 CONFIGS = ("eeg-prolificdreamer.yaml", "schedule/progressive.yaml")
+FUSED = "acceleration/fused-field.yaml"
 SMALL = (
     "data.width=[8,12,16,20]",
     "data.height=[8,12,16,20]",
@@ -86,7 +87,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--of", type=int, default=10_000, help="steps of the run meant")
     parser.add_argument("--all", action="store_true", help="make the whole run of --of steps")
     parser.add_argument("--small", action="store_true", help="small pictures and grids")
-    parser.add_argument("--slow", action="store_true", help="without the fused perceptron")
+    parser.add_argument("--slow", action="store_true", help="without the fused field")
     parser.add_argument("--set", nargs="*", default=[], help="further key=value words")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
@@ -112,7 +113,6 @@ def overrides(
         "system.geometry.isosurface_threshold=auto",
         "system.geometry.isosurface_resolution=256",
     ]
-    words += ["system.geometry.mlp_network_config.backend=torch"] * options.slow
     return [*words, *(SMALL if options.small else ()), *options.set]
 
 
@@ -153,7 +153,8 @@ class Watch:
 
 def run(options: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     """Train and export, and return seconds and milliseconds of the parts."""
-    files = [experiment_config(name) for name in CONFIGS]
+    names = CONFIGS if options.slow else (*CONFIGS, FUSED)
+    files = [experiment_config(name) for name in names]
     data = load_config(*files, cli_args=words).data
     starts = [0, *data.resolution_milestones]
     ends = [*data.resolution_milestones, options.steps]

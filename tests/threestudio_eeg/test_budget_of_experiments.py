@@ -35,11 +35,13 @@ def test_small_cards_get_checkpoints_and_the_reason() -> None:
     assert "system.guidance.checkpoint_vae=true" in chosen.arguments()
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("more", [(), ("schedule/progressive.yaml",)])
-def test_what_common_cards_get(more: tuple[str, ...]) -> None:
+def test_what_common_cards_get(more: tuple[str, ...], fused: bool) -> None:
     """A step at 512 x 512 with all activations kept took 6.8 GB on an H200, libraries left out."""
     conditioning = "system.prompt_processor.conditioning=x.safetensors"
-    files = [experiment_config(Path(name)) for name in ("eeg-prolificdreamer.yaml", *more)]
+    names = ("eeg-prolificdreamer.yaml", *more, *["acceleration/fused-field.yaml"] * fused)
+    files = [experiment_config(Path(name)) for name in names]
     config = load_config(*files, cli_args=[conditioning, *SD])
     small, usual, large = (settings_for_experiment(config, gb) for gb in (8, 12, 24))
     assert small.overrides["system.renderer.train_chunk_size"] > 0
@@ -50,8 +52,8 @@ def test_what_common_cards_get(more: tuple[str, ...]) -> None:
     for chosen in (usual, large):
         assert chosen.overrides["system.guidance.checkpoint_vae"] is False
     assert "system.renderer.train_chunk_size" not in large.overrides
-    assert usual.overrides.get("system.renderer.train_chunk_size") == (1 << 20 if more else None)
-    assert large.needed_gb > 8.94 if more else large.needed_gb < 12
+    assert usual.overrides.get("system.renderer.train_chunk_size") == (1 << 20 if fused else None)
+    assert large.needed_gb > 8.94 if fused else large.needed_gb < 12
 
 
 def test_what_a_fused_field_keeps_is_counted() -> None:
