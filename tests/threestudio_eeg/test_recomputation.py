@@ -51,15 +51,19 @@ def test_known_values_save_one_evaluation(points):
     values = {name: value.detach() for name, value in field(points).items()}
     field.calls.clear()
     recomputed(field, points, list(field.parameters()), 20, values)["density"].sum().backward()
-    assert field.calls == [17, 17, 16]
+    assert field.calls == [16, 16, 18]
 
 
-@pytest.mark.parametrize(("count", "n_turns"), [(10, 1), (5, 5), (1000, 3), (5000, 4)])
+@pytest.mark.parametrize(
+    ("count", "n_turns"), [(10, 1), (5, 5), (70, 4), (1000, 3), (5000, 4), (5003, 7)]
+)
 def test_turns_have_every_row_once_and_pieces_of_neighbours(count, n_turns):
     rows = torch.arange(count)
     turns = [rows_of_turn(rows, turn, n_turns) for turn in range(n_turns)]
     assert torch.equal(torch.cat(turns).sort().values, rows)
-    assert max(map(len, turns)) - min(map(len, turns)) <= 1
+    sizes = [len(turn) for turn in turns]
+    assert max(sizes) - min(sizes) <= 16
+    assert count < 100 or all(size % 16 == 0 for size in sizes[:-1])
     if count == 5000:
         assert turns[1][[0, 255, 256]].tolist() == [256, 511, 1280]
 

@@ -22,6 +22,9 @@ from .recomputation import rows_of_turn
 from .rows import take_rows
 from .small_mlp import PRECISIONS
 
+WORD = 16
+"""Numbers: what a kernel reads at once, and more."""
+
 
 @dataclass(frozen=True)
 class FusedField:
@@ -49,9 +52,7 @@ class FusedField:
         """Look at points (N, 3) in [0, 1], ``chunk`` at a time; ``keep`` the grid's part of it."""
         from .small_mlp_triton import outputs
 
-        width, values = self.layout.n_output_dims, []
-        dtype = PRECISIONS[self.precision]
-        kept = points.new_empty(width, len(points), dtype=dtype) if keep else None
+        kept, values = self._room(len(points), points.device) if keep else None, []
         for start in range(0, len(points), chunk):
             part = points[start : start + chunk]
             place = None if kept is None else kept[:, start : start + chunk]
@@ -67,11 +68,15 @@ class FusedField:
         """
         from .hash_grid_triton import gather
 
-        if out is None:
-            size = (self.layout.n_output_dims, len(points))
-            out = points.new_empty(size, dtype=PRECISIONS[self.precision])
+        out = self._room(len(points), points.device) if out is None else out
         table = self.table.detach().view(self.layout.n_entries, self.layout.n_features)
         return gather(points, table, self.layout, out=out)
+
+    def _room(self, n: int, device: torch.device) -> Tensor:
+        """For the grid at n points, (L * F, n): each of its rows begins where words do."""
+        pitch = -(-n // WORD) * WORD
+        dtype = PRECISIONS[self.precision]
+        return torch.empty(self.layout.n_output_dims, pitch, dtype=dtype, device=device)[:, :n]
 
 
 @dataclass(frozen=True)

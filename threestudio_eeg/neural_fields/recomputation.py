@@ -34,6 +34,9 @@ computed again at a time: 4 M samples of the default field keep some 4 GB."""
 PIECE = 256
 """Neighbouring points that stay together in a chunk: a few dozen on a ray share cells."""
 
+ROWS = 16
+"""Rows that what is left at the end is shared out by."""
+
 
 class Evaluation(Protocol):
     """Values of a field at points of the world, which can still be differentiated."""
@@ -165,15 +168,19 @@ class _Recomputed(torch.autograd.Function):
 def rows_of_turn(tensor: Tensor, turn: int, n_turns: int) -> Tensor:
     """Every ``n_turns``-th piece of a tensor (N, ...), from number ``turn`` on.
 
-    What is left at the end is shared out; together the turns have every row once.
+    What is left at the end is shared out, a few rows at a time, so that all turns but the last
+    have a number of rows that kernels read whole words of. Together they have every row once.
     """
     if n_turns == 1:
         return tensor
+    if len(tensor) < ROWS * n_turns:
+        return tensor.tensor_split(n_turns)[turn]
     n_pieces = len(tensor) // (PIECE * n_turns)
     end = n_pieces * n_turns * PIECE
-    left = tensor[end:].tensor_split(n_turns)[turn]
-    if n_pieces == 0:
-        return left
+    shared, more = divmod((len(tensor) - end) // ROWS, n_turns)
+    begin = end + ROWS * (turn * shared + min(turn, more))
+    stop = begin + ROWS * (shared + (turn < more))
+    left = tensor[begin:] if turn == n_turns - 1 else tensor[begin:stop]
     pieces = tensor[:end].reshape(n_pieces, n_turns, PIECE, *tensor.shape[1:])[:, turn]
     return torch.cat([pieces.flatten(0, 1), left])
 
