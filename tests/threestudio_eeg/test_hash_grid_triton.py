@@ -116,6 +116,8 @@ def test_blocks_smaller_than_their_threads_are_refused():
 
     with pytest.raises(ValueError, match="scatter_block"):
         Tuning(scatter_block=64, scatter_warps=4)
+    with pytest.raises(ValueError, match="4 divides"):
+        Tuning(runs=((6, 100.0),))
 
 
 class Instructions:

@@ -54,8 +54,10 @@ def step_in_one_launch(optimizer: torch.optim.Optimizer) -> None:
 
     For the hundreds of small tensors of a LoRA, the usual step takes the host milliseconds.
     """
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        return
     for group in optimizer.param_groups:
-        free = "fused" in group and group["fused"] is None and group.get("foreach") is None
+        free = group.get("fused") is None and group.get("foreach") is None
         if free and all(p.is_cuda and p.is_floating_point() for p in group["params"]):
             group["fused"], group["foreach"] = True, False
 

@@ -31,6 +31,8 @@ from .hash_grid_kernels import gather_kernel, scatter_kernel, slope_kernel
 WARP = 32
 PAIR_BYTES = 16
 POSITION_ALIGNMENT = 16
+UNROLLED = 4
+"""Points of a run that the kernel has written out; longer runs are a loop over so many."""
 VECTOR_ATOMICS_SINCE = (9, 0)
 
 
@@ -65,6 +67,8 @@ class Tuning:
         for name in ("gather", "scatter", "slope"):
             if getattr(self, f"{name}_block") < WARP * getattr(self, f"{name}_warps"):
                 raise ValueError(f"{name}_block: fewer points than threads would add some twice")
+        if any(run % UNROLLED for run, _ in self.runs):
+            raise ValueError(f"runs: lengths that {UNROLLED} divides, not {self.runs}")
 
 
 TUNING = Tuning()
