@@ -160,14 +160,14 @@ def settings_for(
     InputError
         When not even the leanest settings fit.
     """
-    choices = _CHOICES if look_ups else _CHOICES[1:]
-    for choice in choices if chunks else map(_without_chunks, _CHOICES[1:]):
+    fused = look_ups and chunks
+    choices = [choice for choice in _CHOICES if fused or not choice.look_ups]
+    for choice in choices if chunks else map(_without_chunks, choices):
         render = _render_gb(samples, renders, choice.chunk_render, chunks, choice.look_ups)
         needed = _expected_gb(choice, batch * (image_size / 512) ** 2, render, lora, weights_gb)
         if needed <= vram_gb:
-            again = look_ups and chunks and not choice.look_ups
             free_gb = vram_gb - RESERVE_GB - weights_gb
-            return _settings(choice, needed, free_gb, batch, lora, again)
+            return _settings(choice, needed, free_gb, batch, lora, fused and not choice.look_ups)
     raise InputError(
         "vram",
         "gigabytes",

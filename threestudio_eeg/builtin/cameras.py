@@ -225,11 +225,9 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
     on ``device``: a picture's rays are megabytes, and to copy them waits for a GPU.
     """
 
-    def __init__(
-        self, cfg: Any, seed: int, global_step: int = 0, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, cfg: Any, seed: int, global_step: int = 0) -> None:
         super().__init__()
-        self.device = torch.device(device)
+        self.device = torch.device("cpu")
         if cfg.light_sample_strategy not in ("dreamfusion", "magic3d"):
             found = cfg.light_sample_strategy
             raise InputError(WHERE, "light_sample_strategy", found, "dreamfusion or magic3d")

@@ -44,12 +44,14 @@ def make_optimizer(
     args = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.get("args", {}).items()}
     groups = [*_groups(settings.get("params"), model), *more]
     try:
-        return getattr(torch.optim, name)(groups, **args)
+        optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(groups, **args)
     except (TypeError, ValueError) as error:
         raise InputError("system.optimizer", name, error, "arguments that it takes") from error
+    _step_in_one_launch(optimizer)
+    return optimizer
 
 
-def step_in_one_launch(optimizer: torch.optim.Optimizer) -> None:
+def _step_in_one_launch(optimizer: torch.optim.Optimizer) -> None:
     """Let Adam update all parameters on a GPU in one kernel, unless its arguments say otherwise.
 
     For the hundreds of small tensors of a LoRA, the usual step takes the host milliseconds.

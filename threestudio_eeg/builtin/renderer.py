@@ -240,12 +240,12 @@ class VolumeRenderer(Renderer):
         size = self.cfg.train_chunk_size
         if not (self.training and self._makes_graph) or size == 0:
             return None
-        of_kernels = getattr(self.geometry, "evaluation", None)
-        own: Evaluation | None = None
-        if of_kernels is not None:
-            own = of_kernels(positions, DENSITY_CHUNK, keep=size is None)
-        if own is not None or self._recomputed_chunk(len(positions)) is None:
-            return own
+        own = getattr(self.geometry, "evaluation", None)
+        known: Evaluation | None = None
+        if own is not None:
+            known = own(positions, DENSITY_CHUNK, keep=size is None)
+        if known is not None or self._recomputed_chunk(len(positions)) is None:
+            return known
         field, parameters = self._field(False), list(self.geometry.parameters())
         return Recomputable(field, positions, parameters, evaluate(field, positions, DENSITY_CHUNK))
 

@@ -21,7 +21,7 @@ from .base import (
     update_if_possible,
 )
 from .config import C, C_max
-from .optimizers import make_optimizer, make_scheduler, plain, step_in_one_launch
+from .optimizers import make_optimizer, make_scheduler, plain
 from .random_state import random_state, restore_random_state
 from .registry import find, register, suggestion
 from .regularisers import REGULARISERS
@@ -92,7 +92,6 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer()
-        step_in_one_launch(optimizer)
         if self.cfg.scheduler is None:
             return optimizer
         schedule = make_scheduler(self.cfg.scheduler, optimizer)

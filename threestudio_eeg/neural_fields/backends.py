@@ -10,6 +10,8 @@ from torch import Tensor
 from eeg_encoder.errors import InputError
 
 BACKENDS = ("torch", "triton")
+WORD = 16
+"""Triton's kernels read whole words where numbers begin at, and there are, multiples of it."""
 
 
 def choose_backend(tensor: Tensor, wanted: str | None = None) -> str:

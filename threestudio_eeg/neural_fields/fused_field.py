@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .backends import WORD
+from .encodings import next_multiple
 from .hash_grid import GridLayout
 from .recomputation import rows_of_turn
 from .rows import take_rows
 from .small_mlp import PRECISIONS
-
-WORD = 16
-"""Numbers: what a kernel reads at once, and more."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,8 @@ class FusedField:
 
     def _room(self, n: int, device: torch.device) -> Tensor:
         """For the grid at n points, (L * F, n): each of its rows begins where words do."""
-        pitch = -(-n // WORD) * WORD
-        dtype = PRECISIONS[self.precision]
-        return torch.empty(self.layout.n_output_dims, pitch, dtype=dtype, device=device)[:, :n]
+        size = (self.layout.n_output_dims, next_multiple(n, WORD))
+        return torch.empty(size, dtype=PRECISIONS[self.precision], device=device)[:, :n]
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,6 @@ class _Known(torch.autograd.Function):
                 encoded = kept.index_select(1, rows_of_turn(places, turn, n_turns)).t()
             gradient = rows_of_turn(gradients[0], turn, n_turns)
             change, shares = slopes(encoded, matrices, gradient, field.precision)
-            assert change is not None
             scatter(here, change, layout, total=of_table)
             for total, share in zip(of_matrices, shares, strict=True):
                 total += share

@@ -366,7 +366,6 @@ def scatter_kernel(
             vz = tl.load(along + 2 * pitch + i, mask=inside, other=0.0) * scale
         something = (g0 != 0) | (g1 != 0)
         for yz in tl.static_range(4):
-            weight0, weight1 = _weights(wx, wy, wz, yz)
             if DIRECTIONAL:
                 ay, az, sy, sz = 1 - wy, 1 - wz, -1, -1
                 if yz % 2 == 1:
@@ -376,6 +375,8 @@ def scatter_kernel(
                 across = vy * sy * az + vz * sz * ay
                 weight0 = across * (1 - wx) - vx * ay * az
                 weight1 = across * wx + vx * ay * az
+            else:
+                weight0, weight1 = _weights(wx, wy, wz, yz)
             _add_to_cell(
                 total, x, y, z, fx, fy, fz, size, inverse, hashed,
                 weight0 * g0, weight0 * g1, weight1 * g0, weight1 * g1, something,

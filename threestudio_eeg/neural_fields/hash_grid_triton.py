@@ -25,12 +25,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .backends import WORD
 from .hash_grid import GridLayout
 from .hash_grid_kernels import gather_kernel, scatter_kernel, slope_kernel
 
 WARP = 32
 PAIR_BYTES = 16
-POSITION_ALIGNMENT = 16
 UNROLLED = 4
 """Points of a run that the kernel has written out; longer runs are a loop over so many."""
 VECTOR_ATOMICS_SINCE = (9, 0)
@@ -294,7 +294,7 @@ class _Launch:
         self.layout = layout
         self.dtype = _sum_type(positions, table)
         self.n_points = len(positions)
-        self.pitch = triton.cdiv(self.n_points, POSITION_ALIGNMENT) * POSITION_ALIGNMENT
+        self.pitch = triton.cdiv(self.n_points, WORD) * WORD
         self.positions = self._by_axis(positions)
         self.levels = _level_tensors(layout, positions.device, self.dtype)
         unit = 2 if layout.n_features % 2 == 0 else 1

@@ -237,16 +237,24 @@ def evaluate_together(one: nn.Module, other: nn.Module, x: Tensor) -> tuple[Tens
     The one kernel is a network with the hidden units of both, each connected to its own outputs. So
     x is read once, and its gradient written once.
     """
-    if not (isinstance(one, VanillaMLP) and isinstance(other, VanillaMLP) and one.goes_with(other)):
+    pair = _as_one(one, other)
+    if pair is None:
         return one(x), other(x)
     with torch.autocast(x.device.type, enabled=False):
-        return apart(small_mlp(x, _joined(one, other), one.precision), one, other)
+        return apart(small_mlp(x, _joined(*pair), pair[0].precision), *pair)
 
 
 def apart(out: Tensor, one: VanillaMLP, other: VanillaMLP) -> tuple[Tensor, Tensor]:
     """Outputs (N, O) of the two networks as one, given to each, through its activation."""
     part, part_other = out.split([len(net._matrices()[-1]) for net in (one, other)], dim=1)
     return one.output_activation(part), other.output_activation(part_other)
+
+
+def _as_one(one: nn.Module, other: nn.Module) -> tuple[VanillaMLP, VanillaMLP] | None:
+    """Both networks, where one fused kernel can be both."""
+    if isinstance(one, VanillaMLP) and isinstance(other, VanillaMLP) and one.goes_with(other):
+        return one, other
+    return None
 
 
 def _joined(one: VanillaMLP, other: VanillaMLP) -> list[Tensor]:
@@ -259,15 +267,14 @@ def fused_field(encoding: CompositeEncoding, one: nn.Module, other: nn.Module) -
     """The networks behind the encoding as one function, where the fused kernels can be both."""
     codec = encoding.encoding.encoding
     layout = None if encoding.include_xyz or codec.dtype != torch.float32 else codec.layout
-    if layout is None or not layout.has_kernels:
-        return None
-    if not (isinstance(one, VanillaMLP) and isinstance(other, VanillaMLP) and one.goes_with(other)):
+    pair = _as_one(one, other)
+    if layout is None or not layout.has_kernels or pair is None:
         return None
     with torch.enable_grad(), torch.autocast(codec.params.device.type, enabled=False):
-        first, last = _joined(one, other)
+        first, last = _joined(*pair)
         if isinstance(encoding.encoding, ProgressiveBandHashGrid):
             first = first * encoding.encoding.mask
-    return FusedField(layout, codec.params, [first, last], one.precision)
+    return FusedField(layout, codec.params, [first, last], pair[0].precision)
 
 
 class FlatMLP(nn.Module):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .backends import WORD
 from .rows import take_rows
 
 Fields = dict[str, Tensor]
@@ -33,9 +34,6 @@ computed again at a time: 4 M samples of the default field keep some 4 GB."""
 
 PIECE = 256
 """Neighbouring points that stay together in a chunk: a few dozen on a ray share cells."""
-
-ROWS = 16
-"""Rows that what is left at the end is shared out by."""
 
 
 class Evaluation(Protocol):
@@ -173,13 +171,13 @@ def rows_of_turn(tensor: Tensor, turn: int, n_turns: int) -> Tensor:
     """
     if n_turns == 1:
         return tensor
-    if len(tensor) < ROWS * n_turns:
+    if len(tensor) < WORD * n_turns:
         return tensor.tensor_split(n_turns)[turn]
     n_pieces = len(tensor) // (PIECE * n_turns)
     end = n_pieces * n_turns * PIECE
-    shared, more = divmod((len(tensor) - end) // ROWS, n_turns)
-    begin = end + ROWS * (turn * shared + min(turn, more))
-    stop = begin + ROWS * (shared + (turn < more))
+    shared, more = divmod((len(tensor) - end) // WORD, n_turns)
+    begin = end + WORD * (turn * shared + min(turn, more))
+    stop = begin + WORD * (shared + (turn < more))
     left = tensor[begin:] if turn == n_turns - 1 else tensor[begin:stop]
     pieces = tensor[:end].reshape(n_pieces, n_turns, PIECE, *tensor.shape[1:])[:, turn]
     return torch.cat([pieces.flatten(0, 1), left])

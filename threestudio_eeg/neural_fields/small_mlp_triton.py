@@ -58,7 +58,7 @@ class _SmallMLP(torch.autograd.Function):
             total.to(weight.dtype) if wanted else None
             for total, weight, wanted in zip(totals, weights, wants_weights, strict=True)
         )
-        return (None if of_x is None else of_x.to(x.dtype), None, *found)
+        return (of_x.to(x.dtype) if wants_x else None, None, *found)
 
 
 def outputs(x: Tensor, weights: Sequence[Tensor], precision: str) -> Tensor:
@@ -83,10 +83,10 @@ def slopes(
     *,
     of_x: bool = True,
     of_weights: bool = True,
-) -> tuple[Tensor | None, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor]]:
     """What the gradient (N, O) of the values is of x, (N, D), and of the weights.
 
-    In single precision. What is not wanted of the weights is left uninitialised.
+    In single precision. What is not wanted is not computed: its tensors hold anything.
     """
     programs = min(triton.cdiv(len(x), BLOCK), _programs(x.device))
     change = torch.empty_strided(x.shape, _dense_strides(x), device=x.device)
@@ -105,7 +105,7 @@ def slopes(
         BLOCK=BLOCK,
         **_settings(x, weights, precision),
     )
-    return change if of_x else None, [share.sum(0) for share in shares]
+    return change, [share.sum(0) for share in shares] if of_weights else shares
 
 
 def _matrices(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
