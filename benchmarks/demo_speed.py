@@ -1,10 +1,10 @@
 """Two versions of this project side by side: what a step of the demo costs on a CPU.
 
 Each checkout's own code trains its own configs/phantom/text.yaml (the demo's experiment; a caption
-takes the EEG's place, which no step notices) or, with --conditioning, phantom/eeg.yaml. The two
-take turns of --block steps, so that both see the same load of the machine. Prints processor seconds
-and wall seconds a step, and ratios; on a machine with other work only the processor's ratio means
-something.
+takes the EEG's place, which no step notices) or, with --conditioning, phantom/eeg.yaml, with
+phantom/one-view.yaml over it where there is one, as its demo has it. The two take turns of --block
+steps, so that both see the same load of the machine. Prints processor seconds and wall seconds a
+step, and ratios; on a machine with other work only the processor's ratio means something.
 
     git archive OLD | tar x -C /tmp/old
     python benchmarks/demo_speed.py /tmp/old . --steps 400 --block 20 --out demo_speed.json
@@ -185,7 +185,7 @@ def work(options: argparse.Namespace) -> None:
     from threestudio_eeg.builtin.registry import find
 
     assert Path(threestudio_eeg.__file__).is_relative_to(options.old)
-    config = load_config(experiment(options), cli_args=words(options))
+    config = load_config(*experiment(options), cli_args=words(options))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = find(config.data_type)(config.data)
     system = find(config.system_type)(config.system)
@@ -205,11 +205,11 @@ def work(options: argparse.Namespace) -> None:
     print("null", file=answers, flush=True)
 
 
-def experiment(options: argparse.Namespace) -> Path:
-    """The checkout's config of the demo."""
+def experiment(options: argparse.Namespace) -> list[Path]:
+    """The checkout's files of the demo."""
     name = "text.yaml" if options.conditioning is None else "eeg.yaml"
     folder: Path = options.old / "configs" / "phantom"
-    return folder / name
+    return [file for file in (folder / name, folder / "one-view.yaml") if file.is_file()]
 
 
 def words(options: argparse.Namespace) -> list[str]:

@@ -26,7 +26,6 @@ app.add_typer(phantom, name="phantom")
 
 DEVICE = typer.Option(help="auto, cpu or cuda.")
 THREESTUDIO = typer.Argument(help="A checkout of threestudio.")
-DEMO_CONFIG = Path("phantom/eeg.yaml")
 SEED = typer.Option(help="Of everything random.")
 PIPELINE = typer.Option(help="Pipeline folder, or phantom for the one that ships.")
 VRAM = typer.Option(
@@ -62,7 +61,7 @@ def demo(
     with one_line_errors():
         from rich.console import Console
 
-        from .demo import DemoOptions, run_demo, summary
+        from .demo import CONFIGS, DemoOptions, run_demo, summary
 
         options = DemoOptions(
             trial=trial,
@@ -71,7 +70,7 @@ def demo(
             steps=steps,
             seed=seed,
             resume=resume,
-            overrides=[*_within(vram, [DEMO_CONFIG], []), *(overrides or [])],
+            overrides=[*_within(vram, [Path(name) for name in CONFIGS], []), *(overrides or [])],
         )
         _embedded_host()
         try:

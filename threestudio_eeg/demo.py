@@ -17,6 +17,7 @@ from eeg_encoder.files import writable_folder, write_json
 
 from .phantom.objects import Instance
 
+CONFIGS = ("phantom/eeg.yaml", "phantom/one-view.yaml")
 PER_CATEGORY = 2
 REPETITIONS = 20
 N_VIEWS = 12
@@ -37,7 +38,7 @@ class DemoOptions:
     device
         ``auto``, ``cpu`` or ``cuda``.
     steps
-        Steps of the optimisation; default the config's.
+        Steps of the optimisation; default those of the files.
     seed
         Of the optimisation.
     resume
@@ -46,10 +47,10 @@ class DemoOptions:
         Print no progress.
     pipeline, encoder, judge
         Folders.
-    config
-        Experiment file.
+    configs
+        Experiment files, later ones over earlier ones.
     overrides
-        ``key=value`` words for it.
+        ``key=value`` words for them.
     """
 
     trial: int = 0
@@ -62,7 +63,7 @@ class DemoOptions:
     pipeline: str = "phantom"
     encoder: Path | None = None
     judge: Path | None = None
-    config: str = "phantom/eeg.yaml"
+    configs: Sequence[str] = CONFIGS
     overrides: Sequence[str] = ()
 
 
@@ -229,10 +230,11 @@ def _distil(options: DemoOptions, out: Path, trial_id: str, device: str) -> Path
         *options.overrides,
     ]
     os.environ.setdefault("THREESTUDIO_EEG_HOST", "builtin")
-    return _train(experiment_config(options.config), overrides, device, options.quiet)
+    files = [experiment_config(name) for name in options.configs]
+    return _train(files, overrides, device, options.quiet)
 
 
-def _train(file: Path, overrides: list[str], device: str, quiet: bool) -> Path:
+def _train(files: list[Path], overrides: list[str], device: str, quiet: bool) -> Path:
     """Launch on the host that the environment names."""
     from .launching.choice import choose_host
 
@@ -240,11 +242,11 @@ def _train(file: Path, overrides: list[str], device: str, quiet: bool) -> Path:
     if threestudio is None:
         from .builtin.launch import launch
 
-        return launch("train", [file], overrides, device=device, quiet=quiet)  # type: ignore[arg-type]
+        return launch("train", files, overrides, device=device, quiet=quiet)  # type: ignore[arg-type]
     from .launching.upstream import Launch, launch_upstream
 
     words = [*overrides, *(["trainer.enable_progress_bar=false"] if quiet else [])]
-    trial = launch_upstream(Launch("train", [file], words, threestudio, device=device))
+    trial = launch_upstream(Launch("train", files, words, threestudio, device=device))
     assert trial is not None
     return trial
 

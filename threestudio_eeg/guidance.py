@@ -95,6 +95,7 @@ class VSDGuidance(ScoreDistillation):
         adapter = CameraLoRA(self.pipeline.unet, self.cfg.lora_rank, self.cfg.n_trials)
         self._frozen = (adapter,)
         self.own_optimizer: OwnOptimizer | None = None
+        self._lora_weights = tuple(adapter.parameters())
         self._untrained = UntrainedWatch(adapter, "eeg-vsd-guidance")
         if self.cfg.lora_optimizer is None:
             self.lora_layers, self.camera_embedding = adapter.lora_layers, adapter.camera_embedding
@@ -209,7 +210,7 @@ class VSDGuidance(ScoreDistillation):
         return not (self.cfg.lora_shares_noise or self.cfg.checkpoint_unet)
 
     def trained_parameters(self) -> list[Tensor]:
-        return [p for p in self._frozen[0].parameters() if p.requires_grad]
+        return [weight for weight in self._lora_weights if weight.requires_grad]
 
     def follow(self, losses: dict[str, Any]) -> dict[str, Any]:
         if self.own_optimizer is not None:

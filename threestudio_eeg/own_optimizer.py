@@ -89,8 +89,8 @@ class UntrainedWatch:
 
     An optimiser's step changes a tensor in place, which raises the tensor's version counter; not
     so one that torch calls fused, or one that has slices of the tensor for parameters. So where
-    the counter stands still the values are compared, which waits for the device once in
-    :data:`PATIENCE` steps.
+    the counter stands still the values are compared once, after :data:`PATIENCE` steps. Once a
+    step was seen there is nothing left to look for: to compare waits for the device.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class UntrainedWatch:
         self.where = where
         self._parameter = next(module.parameters())
         self._before: Tensor | None = None
-        self._step, self._version, self._idle = -1, -1, 0
+        self._step, self._version, self._idle, self._trained = -1, -1, 0, False
 
     def look(self, step: int) -> None:
         """Look once per training step.
@@ -112,21 +112,21 @@ class UntrainedWatch:
         Raises
         ------
         InputError
-            When nothing was trained in the last 16 steps. (A gradient scaler may skip a few.)
+            When nothing was trained in the first 16 steps. (A gradient scaler may skip a few.)
         """
-        if step == self._step:
+        if self._trained or step == self._step:
             return
-        version, known = self._parameter._version, self._version
-        self._step, self._version = step, version
-        if version != known:
-            self._idle, self._before = 0, None
-            return
+        self._step = step
         if self._before is None:
+            self._version = self._parameter._version
             self._before = self._parameter.detach().clone()
-        self._idle += 1
-        if self._idle < PATIENCE:
             return
-        if torch.equal(self._before, self._parameter.detach()):
+        self._idle += 1
+        self._trained = self._parameter._version != self._version
+        if self._trained or self._idle < PATIENCE:
+            return
+        self._trained = not torch.equal(self._before, self._parameter.detach())
+        if not self._trained:
             raise InputError(
                 self.where,
                 "LoRA",
@@ -134,7 +134,6 @@ class UntrainedWatch:
                 "system.optimizer.params.guidance={lr: 1e-4}; or, in a system that makes its "
                 "guidance late, guidance.lora_optimizer={name: AdamW, args: {lr: 1e-4}}",
             )
-        self._idle, self._before = 0, None
 
 
 def _build(config: Any, module: nn.Module, where: str) -> torch.optim.Optimizer:

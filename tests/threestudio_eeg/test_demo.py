@@ -13,10 +13,12 @@ from eeg_encoder.conditioning import load_conditioning
 from eeg_encoder.errors import InputError
 from eeg_encoder.image_space import embed_pictures
 from threestudio_eeg import demo as room
+from threestudio_eeg.builtin.config import load_config
 from threestudio_eeg.demo import DemoOptions, run_demo, summary
 from threestudio_eeg.evaluation.runs import evaluate_run, open_run, run_record
 from threestudio_eeg.evaluation.shape import load_mesh
 from threestudio_eeg.evaluation.views import render_views
+from threestudio_eeg.experiments import experiment_config
 from threestudio_eeg.phantom.objects import Instance, solids_of
 from threestudio_eeg.phantom.pictures import mesh_of
 from threestudio_eeg.phantom.recording import Recording, load_objects
@@ -227,6 +229,17 @@ def test_a_folder_that_cannot_be_written_is_named(world, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="a folder that can be written"):
         run_demo(options(world, tmp_path / "file" / "out"))
+
+
+def test_the_demo_trains_on_one_view_a_step():
+    config = load_config(
+        *(experiment_config(name) for name in room.CONFIGS),
+        cli_args=["system.prompt_processor.conditioning=none.safetensors"],
+    )
+    encoding = config.system.optimizer.params["geometry.encoding"]
+    assert config.data.batch_size == 1
+    assert (encoding.lr, encoding.eps, encoding.weight_decay) == (0.027, 0.001, 0.3)
+    assert config.system.optimizer.params.guidance.lr == 0.001
 
 
 def test_the_trials_are_two_of_each_category_by_default(monkeypatch):

@@ -65,6 +65,32 @@ def test_picture_of_a_ball():
     assert "weights" not in out
 
 
+class Counted(Ball):
+    """Counts the points that it is asked about."""
+
+    asked = 0
+
+    def forward_density(self, points):
+        self.asked += len(points)
+        return super().forward_density(points)
+
+
+def test_a_picture_asks_about_every_sample_once():
+    """What is worth shading is known from the same values that are shaded."""
+    field = Counted()
+    module = renderer(field)
+    module.update_step(0, 0)
+    marched = []
+    march = module._march
+    module._march = lambda *rays: marched.append(march(*rays)) or marched[-1]
+    module.eval()
+    field.asked = 0
+    with torch.no_grad():
+        out = module(**view())
+    assert field.asked == sum(len(samples) for samples in marched) > 0
+    torch.testing.assert_close(out["comp_rgb"], module(**view())["comp_rgb"].detach())
+
+
 def test_depth_varies_only_where_most_of_a_ray_is_absorbed():
     """Threestudio's definition: the weights are normalised by the opacity, thin rays count as 0."""
     thin, half = Ball(density=0.5), Ball(density=1.5)

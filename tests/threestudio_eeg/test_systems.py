@@ -140,6 +140,31 @@ def test_bad_optimizers_are_named(config, words):
         make_optimizer(config, torch.nn.Sequential(torch.nn.Linear(1, 1)))
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_adam_takes_one_call_unless_it_is_told_how(name):
+    layer = torch.nn.Linear(2, 2)
+    assert make_optimizer({"name": name}, layer).param_groups[0]["fused"]
+    asked = make_optimizer({"name": name, "args": {"foreach": True}}, layer).param_groups[0]
+    assert asked["foreach"]
+    assert not asked["fused"]
+
+
+def test_adam_in_one_call_steps_as_the_plain_one():
+    config = {"name": "AdamW", "args": {"lr": 0.1, "eps": 1e-15, "weight_decay": 0.3}}
+    moved = []
+    for plain in (False, True):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 3)
+        args = {**config["args"], **({"fused": False} if plain else {})}
+        optimizer = make_optimizer({**config, "args": args}, layer)
+        for _ in range(5):
+            optimizer.zero_grad()
+            layer(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+        moved.append(layer.weight.detach())
+    torch.testing.assert_close(*moved)
+
+
 def test_schedulers_chain():
     optimizer = make_optimizer({"name": "SGD", "args": {"lr": 1.0}}, torch.nn.Linear(1, 1))
     children = [

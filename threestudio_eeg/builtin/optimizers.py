@@ -52,7 +52,7 @@ def make_optimizer(
 
 
 def _step_in_one_launch(optimizer: torch.optim.Optimizer) -> None:
-    """Let Adam update all parameters on a GPU in one kernel, unless its arguments say otherwise.
+    """Let Adam update all parameters in one call, unless its arguments say otherwise.
 
     For the hundreds of small tensors of a LoRA, the usual step takes the host milliseconds.
     """
@@ -60,8 +60,13 @@ def _step_in_one_launch(optimizer: torch.optim.Optimizer) -> None:
         return
     for group in optimizer.param_groups:
         free = group.get("fused") is None and group.get("foreach") is None
-        if free and all(p.is_cuda and p.is_floating_point() for p in group["params"]):
+        free = free and not group.get("differentiable")
+        if free and all(_has_one_launch(p) for p in group["params"]):
             group["fused"], group["foreach"] = True, False
+
+
+def _has_one_launch(parameter: torch.Tensor) -> bool:
+    return parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()
 
 
 def _groups(params: dict[str, Any] | None, model: nn.Module) -> list[dict[str, Any]]:

@@ -236,9 +236,14 @@ class VolumeRenderer(Renderer):
         return recomputed(self._field(normals), positions, parameters, chunk)
 
     def _evaluation(self, positions: Tensor) -> Evaluation | None:
-        """The field's values, where they can be differentiated without its graph being kept."""
-        size = self.cfg.train_chunk_size
-        if not (self.training and self._makes_graph) or size == 0:
+        """The field's values, where they can be differentiated without its graph being kept.
+
+        Or where nothing is: what is worth shading needs no second look.
+        """
+        field, size = self._field(False), self.cfg.train_chunk_size
+        if not self._makes_graph:
+            return Recomputable(field, positions, [], evaluate(field, positions, DENSITY_CHUNK))
+        if not self.training or size == 0:
             return None
         own = getattr(self.geometry, "evaluation", None)
         known: Evaluation | None = None
@@ -246,7 +251,7 @@ class VolumeRenderer(Renderer):
             known = own(positions, DENSITY_CHUNK, keep=size is None)
         if known is not None or self._recomputed_chunk(len(positions)) is None:
             return known
-        field, parameters = self._field(False), list(self.geometry.parameters())
+        parameters = list(self.geometry.parameters())
         return Recomputable(field, positions, parameters, evaluate(field, positions, DENSITY_CHUNK))
 
     def _field(self, normals: bool) -> Callable[[Tensor], Fields]:
