@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from eeg_encoder.errors import InputError
+
+from .late_number import LateNumber
 
 
 class NonFiniteWatch:
@@ -19,18 +18,14 @@ class NonFiniteWatch:
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self._pending: tuple[int, Tensor, Any] | None = None
+        self._pending: tuple[int, LateNumber] | None = None
 
     def add(self, step: int, norm: Tensor) -> None:
         """Take in the gradient norm of a step."""
+        if self._pending is None:
+            self._pending = (step, LateNumber(norm))
         if norm.device.type != "cuda":
-            self._judge(step, norm)
-        elif self._pending is None:
-            value = torch.empty((), dtype=norm.dtype, pin_memory=True)
-            value.copy_(norm, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._pending = (step, value, event)
+            self.check()
 
     def check(self) -> None:
         """Look at what has arrived.
@@ -40,12 +35,9 @@ class NonFiniteWatch:
         InputError
             When a norm is nan or infinite.
         """
-        if self._pending is not None and self._pending[2].query():
-            step, value, _ = self._pending
-            self._pending = None
-            self._judge(step, value)
-
-    def _judge(self, step: int, norm: Tensor) -> None:
+        if self._pending is None or not self._pending[1].has_arrived():
+            return
+        (step, norm), self._pending = self._pending, None
         value = float(norm)
         if not abs(value) < float("inf"):
             expected = "a finite number (set grad_clip, or half_precision_weights=false)"

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from eeg_encoder.errors import InputError
 
+from .late_number import LateNumber
+
 PATIENCE = 16
 
 
@@ -89,8 +91,8 @@ class UntrainedWatch:
 
     An optimiser's step changes a tensor in place, which raises the tensor's version counter; not
     so one that torch calls fused, or one that has slices of the tensor for parameters. So where
-    the counter stands still the values are compared once, after :data:`PATIENCE` steps. Once a
-    step was seen there is nothing left to look for: to compare waits for the device.
+    the counter stands still the values are compared once in :data:`PATIENCE` steps. On a CUDA
+    device the answer is looked at once it has arrived, so an error comes a few steps late.
 
     Parameters
     ----------
@@ -104,7 +106,8 @@ class UntrainedWatch:
         self.where = where
         self._parameter = next(module.parameters())
         self._before: Tensor | None = None
-        self._step, self._version, self._idle, self._trained = -1, -1, 0, False
+        self._moved: LateNumber | None = None
+        self._step, self._version, self._idle = -1, -1, 0
 
     def look(self, step: int) -> None:
         """Look once per training step.
@@ -112,21 +115,27 @@ class UntrainedWatch:
         Raises
         ------
         InputError
-            When nothing was trained in the first 16 steps. (A gradient scaler may skip a few.)
+            When nothing was trained in the last 16 steps. (A gradient scaler may skip a few.)
         """
-        if self._trained or step == self._step:
+        if step == self._step:
             return
-        self._step = step
+        version, known = self._parameter._version, self._version
+        self._step, self._version = step, version
+        if version != known:
+            self._begin_again()
+            return
         if self._before is None:
-            self._version = self._parameter._version
             self._before = self._parameter.detach().clone()
-            return
         self._idle += 1
-        self._trained = self._parameter._version != self._version
-        if self._trained or self._idle < PATIENCE:
+        if self._idle < PATIENCE:
             return
-        self._trained = not torch.equal(self._before, self._parameter.detach())
-        if not self._trained:
+        if self._moved is None:
+            self._moved = LateNumber((self._before != self._parameter.detach()).any())
+        if self._moved.has_arrived():
+            self._judge(float(self._moved) > 0)
+
+    def _judge(self, moved: bool) -> None:
+        if not moved:
             raise InputError(
                 self.where,
                 "LoRA",
@@ -134,6 +143,10 @@ class UntrainedWatch:
                 "system.optimizer.params.guidance={lr: 1e-4}; or, in a system that makes its "
                 "guidance late, guidance.lora_optimizer={name: AdamW, args: {lr: 1e-4}}",
             )
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        self._idle, self._before, self._moved = 0, None, None
 
 
 def _build(config: Any, module: nn.Module, where: str) -> torch.optim.Optimizer:

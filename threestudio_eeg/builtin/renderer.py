@@ -240,18 +240,17 @@ class VolumeRenderer(Renderer):
 
         Or where nothing is: what is worth shading needs no second look.
         """
-        field, size = self._field(False), self.cfg.train_chunk_size
-        if not self._makes_graph:
-            return Recomputable(field, positions, [], evaluate(field, positions, DENSITY_CHUNK))
-        if not self.training or size == 0:
-            return None
-        own = getattr(self.geometry, "evaluation", None)
-        known: Evaluation | None = None
-        if own is not None:
-            known = own(positions, DENSITY_CHUNK, keep=size is None)
-        if known is not None or self._recomputed_chunk(len(positions)) is None:
-            return known
-        parameters = list(self.geometry.parameters())
+        if self._makes_graph:
+            size = self.cfg.train_chunk_size
+            if not self.training or size == 0:
+                return None
+            own = getattr(self.geometry, "evaluation", None)
+            known: Evaluation | None = None
+            if own is not None:
+                known = own(positions, DENSITY_CHUNK, keep=size is None)
+            if known is not None or self._recomputed_chunk(len(positions)) is None:
+                return known
+        field, parameters = self._field(False), list(self.geometry.parameters())
         return Recomputable(field, positions, parameters, evaluate(field, positions, DENSITY_CHUNK))
 
     def _field(self, normals: bool) -> Callable[[Tensor], Fields]:
