@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 
-PARTS = ("prompt_processor", "guidance", "system")
+PARTS = ("prompt_processor", "guidance", "system", "exporter")
 REGISTERED = (
     "eeg-prompt-processor",
     "eeg-sds-guidance",
     "eeg-vsd-guidance",
     "eeg-prolificdreamer-system",
     "eeg-system",
+    "occlusion-mesh-exporter",
 )
 
 

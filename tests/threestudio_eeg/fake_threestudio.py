@@ -195,9 +195,14 @@ from dataclasses import dataclass, field
 import torch
 
 from .. import find, register
-from ..utils.base import BaseModule
+from ..utils.base import BaseModule, BaseObject
 from ..utils.config import parse_structured
 from .base import BaseLift3DSystem
+
+
+@register("mesh-exporter")
+class MeshExporter(BaseObject):
+    pass
 
 
 @register("slope")

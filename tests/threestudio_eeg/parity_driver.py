@@ -31,6 +31,13 @@ GRID = {
     "per_level_scale": 1.5,
 }
 
+LATTICE = {
+    "pos_encoding_config": GRID,
+    "isosurface_method": "mc-cpu",
+    "isosurface_resolution": 32,
+    "isosurface_threshold": 1.0,
+}
+
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
@@ -194,7 +201,7 @@ def renderer(host: Any, folder: Path) -> dict[str, float]:
     from threestudio_eeg.builtin.base import device_scope
 
     names: dict[str, tuple[str, dict[str, Any]]] = {
-        "geometry": ("implicit-volume", {"normal_type": None, "pos_encoding_config": GRID}),
+        "geometry": ("implicit-volume", {**LATTICE, "normal_type": None}),
         "material": ("no-material", {"requires_normal": False}),
         "background": ("neural-environment-map-background", {}),
     }
@@ -219,6 +226,7 @@ def renderer(host: Any, folder: Path) -> dict[str, float]:
     found: dict[str, float] = {
         "occupied": float(ours.estimator.binaries.float().mean()),
         "opacity_mean": 0.0,
+        **surfaces(host, mine[0], theirs_parts),
     }
     for mode in ("eval", "train"):
         outs, grads = [], []
@@ -247,6 +255,24 @@ def renderer(host: Any, folder: Path) -> dict[str, float]:
             found["train_samples"] = abs(len(outs[0]["weights"]) - len(outs[1]["weights"]))
         found["opacity_mean"] = float(outs[0]["opacity"].mean())
     return found
+
+
+def surfaces(host: Any, ours: Any, theirs: list[Any]) -> dict[str, float]:
+    """One field's surface by occlusion, and by density, from both hosts."""
+    from scipy.spatial import cKDTree
+
+    geometry = theirs[0].eval()
+    meshes = [ours.eval().isosurface(), geometry.isosurface()]
+    exporter = host.find("occlusion-mesh-exporter")
+    exporter({}, **dict(zip(("geometry", "material", "background"), theirs, strict=True)))
+    ours.surface_occlusion = exporter.Config.occlusion
+    meshes += [ours.isosurface(), geometry.isosurface()]
+    by_density, _, mine, other = (mesh.v_pos.detach().numpy() for mesh in meshes)
+    return {
+        "surface": float(cKDTree(mine).query(other)[0].max()),
+        "surface_back": float(cKDTree(other).query(mine)[0].max()),
+        "surface_moved": float(cKDTree(by_density).query(other)[0].max()),
+    }
 
 
 def _rays(host: Any, folder: Path) -> dict[str, Tensor]:

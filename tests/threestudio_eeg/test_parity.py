@@ -55,3 +55,9 @@ def test_pictures_of_one_field(differences: dict[str, float], mode: str, name: s
 
 def test_the_same_samples_along_the_rays(differences: dict[str, float]) -> None:
     assert differences["train_samples"] == 0
+
+
+def test_the_same_surface_by_occlusion(differences: dict[str, float]) -> None:
+    """In the world's unit, of a field whose surface at a density is elsewhere."""
+    assert max(differences["surface"], differences["surface_back"]) <= GOAL
+    assert differences["surface_moved"] > 100 * GOAL

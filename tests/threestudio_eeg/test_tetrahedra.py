@@ -8,6 +8,7 @@ import torch
 import trimesh
 
 from eeg_encoder.errors import InputError
+from threestudio_eeg.builtin.surface_mesh import SurfaceMesh
 from threestudio_eeg.builtin.tetrahedra import COUNTS, CubeGrid, FileGrid, marching_tetrahedra
 
 
@@ -73,6 +74,22 @@ def test_gradients_are_those_of_finite_differences():
     inputs = (sdf.clone().requires_grad_(), grid.vertices.double().clone().requires_grad_())
     assert torch.autograd.gradcheck(moment, inputs)
     assert torch.autograd.grad(moment(*inputs), inputs[0])[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30])
+def test_gradients_of_degenerate_triangles_are_bounded(size):
+    """Distances of zero give triangles of no area; a square of 1e19 and more overflows in Adam."""
+    grid = CubeGrid(12)
+    vertices = grid.vertices.clone().requires_grad_()
+    distance = sphere(grid.vertices)
+    torch.manual_seed(0)
+    vanishing = (distance.abs() < 0.08) & (torch.rand(len(distance)) < 0.3)
+    distance[vanishing] = torch.randn(int(vanishing.sum())) * size
+    distance.requires_grad_()
+    mesh = SurfaceMesh(*marching_tetrahedra(grid, vertices, distance))
+    (mesh.normal_consistency() + mesh.laplacian()).backward()
+    for gradient in (distance.grad, vertices.grad):
+        assert 0 < gradient.abs().max() < 1e15
 
 
 def test_a_grid_file_of_mixed_orientation_gives_the_same_surface(tmp_path):

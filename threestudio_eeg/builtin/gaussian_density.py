@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -10,6 +13,18 @@ from .gaussian_rasteriser import Splats, rotation_matrices
 REACH = 3.0
 """Standard deviations at which a Gaussian ends (0.011 of its height) on a lattice."""
 PAIRS = 1 << 22
+MOST_OPAQUE = 1 - 1e-6
+
+
+def as_matter(splats: Splats) -> Splats:
+    """The splats with their density, per unit of length, in place of their opacity.
+
+    A ray through the middle of a round one loses as much light as its opacity says; of a stretched
+    one that holds for an axis of mean length (geometric).
+    """
+    depth = -torch.log1p(-splats.opacities.clamp(max=MOST_OPAQUE))
+    width = splats.scales.log().mean(-1).exp()
+    return replace(splats, opacities=depth / (math.sqrt(2 * math.pi) * width))
 
 
 def level_at(splats: Splats, points: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from eeg_encoder.errors import InputError
+from threestudio_eeg.occlusion import checked
 
 from .exporter import ExporterOutput, MeshExporter
 from .registry import register
@@ -86,8 +89,18 @@ def read_splats(path: str | Path) -> dict[str, Tensor]:
 class GaussianMeshExporter(MeshExporter):
     """The surface of 3D Gaussians, coloured by the nearest splats, and the splats as they are.
 
-    The splats keep the world's axes, whatever ``fmt`` is.
+    The splats keep the world's axes, whatever ``fmt`` is. A field of our own: ``occlusion``, where
+    the surface is, as ``occlusion-mesh-exporter`` has it; null is ``isosurface_threshold``.
     """
+
+    @dataclass
+    class Config(MeshExporter.Config):
+        occlusion: float | None = None
+
+    def configure(self, geometry: Any, material: Any, background: Any) -> None:
+        super().configure(geometry, material, background)
+        level = self.cfg.occlusion
+        geometry.surface_occlusion = None if level is None else checked(level)
 
     def __call__(self) -> list[ExporterOutput]:
         splats = SplatFile(self.geometry.stored())

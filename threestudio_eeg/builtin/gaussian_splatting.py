@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from eeg_encoder.errors import InputError
 
 from .config import C
-from .gaussian_density import level_at, level_on_lattice
+from .gaussian_density import as_matter, level_at, level_on_lattice
 from .gaussian_files import SH_C0, read_splats
 from .gaussian_rasteriser import Splats, rotation_matrices
-from .isosurface import ImplicitGeometry
+from .isosurface import ImplicitGeometry, at_points, contract_to_unit_box
 from .optimizers import plain
 from .registry import register
 
@@ -51,7 +51,8 @@ class GaussianSplatting(ImplicitGeometry):
     opaque as the one was (Rota Bulò et al. 2024). Splats below ``min_opac_prune`` give up their
     place.
 
-    The surface is that of the opacity-weighted sum of the Gaussians, holes inside filled.
+    The surface is that of the opacity-weighted sum of the Gaussians, holes inside filled; or that
+    of their matter's occlusion, where ``gaussian-mesh-exporter`` has one.
 
     A field of our own: ``eps``, Adam's for all rates. A larger one than threestudio-3dgs's leaves
     splats in peace whose gradients are small, hence noise.
@@ -332,7 +333,10 @@ class GaussianSplatting(ImplicitGeometry):
         return level.view(*points.shape[:-1], 1)
 
     def _level_on_lattice(self, box: Tensor) -> Tensor:
-        level = level_on_lattice(self.splats()[0], box, self.cfg.isosurface_resolution)
+        splats, n = self.splats()[0], self.cfg.isosurface_resolution
+        if self.surface_occlusion is not None:
+            return level_on_lattice(as_matter(splats), box, n)
+        level = level_on_lattice(splats, box, n)
         if self.cfg.isosurface_threshold == "auto":
             return level
         return _filled(level, float(self.cfg.isosurface_threshold))
@@ -340,10 +344,11 @@ class GaussianSplatting(ImplicitGeometry):
     @torch.no_grad()
     def solid(self, points: Tensor) -> Tensor:
         """Which world positions (P, 3) are inside the surface, holes filled: by a lattice's."""
+        if self.surface_occlusion is not None:
+            return super().solid(points)
         level = self._level_on_lattice(self.bbox)
-        place = (points / self.cfg.radius).flip(-1).view(1, 1, 1, -1, 3)
-        value = nn.functional.grid_sample(level[None, None], place, align_corners=True).view(-1)
-        return value > self._threshold(level)
+        unit = contract_to_unit_box(points, self.bbox)
+        return at_points(level, unit) > self._threshold(level)
 
     @torch.no_grad()
     def export(self, points: Tensor, **kwargs: Any) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eeg_encoder.errors import InputError
+from threestudio_eeg.occlusion import occlusion
 
 from .base import BaseModule
 
@@ -52,7 +53,10 @@ class ImplicitGeometry(BaseModule):
         isosurface_outlier_n_faces_threshold: Any = 0.01
 
     bbox: Tensor
+    surface_occlusion: float | None = None
+    """Where the surface is, if not at ``isosurface_threshold``: ``occlusion-mesh-exporter``."""
     surface_level: float | None = None
+    _lattice: tuple[Tensor, Tensor] | None = None
     level_sign = 1
     """What a config's threshold is multiplied with to be a level."""
     where = "geometry"
@@ -103,6 +107,9 @@ class ImplicitGeometry(BaseModule):
 
     def _isosurface(self, box: Tensor) -> Mesh:
         level = self._level_on_lattice(box)
+        if self.surface_occlusion is not None:
+            level = occlusion(level, _spacing(box, len(level)))
+            self._lattice = box, level
         threshold = self.surface_level = self._threshold(level)
         low, high = float(level.min()), float(level.max())
         if not low <= high:
@@ -120,12 +127,17 @@ class ImplicitGeometry(BaseModule):
             self.isosurface()
         threshold = self.surface_level
         assert threshold is not None
+        if self._lattice is not None:
+            box, values = self._lattice
+            return at_points(values, contract_to_unit_box(points, box)) > threshold
         chunk = self.cfg.isosurface_chunk or QUERY_CHUNK
         level = torch.cat([self.forward_level(part).squeeze(-1) for part in points.split(chunk)])
         inside_box = ((points >= self.bbox[0]) & (points <= self.bbox[1])).all(-1)
         return (level > threshold) & inside_box
 
     def _threshold(self, level: Tensor) -> float:
+        if self.surface_occlusion is not None:
+            return self.surface_occlusion
         if self.cfg.isosurface_threshold != "auto":
             return float(self.cfg.isosurface_threshold)
         above = level[level > AUTO_THRESHOLD_FLOOR]
@@ -138,7 +150,9 @@ class ImplicitGeometry(BaseModule):
         found = f"{sign * threshold:g}, with values from {ends[0]:.4g} to {ends[1]:.4g}"
         between = f"for instance {sign * (low + high) / 2:.4g}; " if high > low else ""
         expected = f"{side} {sign * high:.4g} ({between}this isosurface is empty)"
-        return InputError(self.where, "isosurface_threshold", found, expected)
+        by_threshold = self.surface_occlusion is None
+        name = "isosurface_threshold" if by_threshold else "system.exporter.occlusion"
+        return InputError(self.where, name, found, expected)
 
     def _level_on_lattice(self, box: Tensor) -> Tensor:
         """Values of :meth:`forward_level` (n, n, n) on a lattice over ``box``."""
@@ -149,6 +163,17 @@ class ImplicitGeometry(BaseModule):
         chunk = self.cfg.isosurface_chunk or QUERY_CHUNK
         values = [self.forward_level(part) for part in points.split(chunk)]
         return torch.cat(values).view(n, n, n)
+
+
+def at_points(lattice: Tensor, unit: Tensor) -> Tensor:
+    """Values (P,) of a lattice (X, Y, Z) at places (P, 3) in [0, 1], zero outside."""
+    place = (unit * 2 - 1).flip(-1).view(1, 1, 1, -1, 3)
+    return torch.nn.functional.grid_sample(lattice[None, None], place, align_corners=True).view(-1)
+
+
+def _spacing(box: Tensor, n: int) -> list[float]:
+    """Way between neighbours along each axis of a lattice of ``n`` points a side."""
+    return [float(side) / (n - 1) for side in box[1] - box[0]]
 
 
 def marching_cubes(volume: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:

@@ -75,4 +75,13 @@ def previous_geometry(source: str | Path, module: str = "geometry", override: An
         expected = f"weights of {system.geometry_type}, as configs/parsed.yaml says"
         raise InputError(checkpoint, module, reason, expected) from error
     geometry.do_update_step(epoch, step, on_load_weights=True)
+    if "isosurface_threshold" not in (override or {}):
+        _place_surface(geometry, system)
     return geometry.eval().requires_grad_(False)
+
+
+def _place_surface(geometry: Any, system: Any) -> None:
+    """Let the surface be where the run's exporter has it."""
+    if "exporter_type" in system:
+        own = {"geometry": geometry, "material": None, "background": None}
+        find(system.exporter_type)(system.get("exporter", {}), **own)

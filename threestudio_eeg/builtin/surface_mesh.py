@@ -25,18 +25,27 @@ class Edges:
     opposite: Tensor
 
 
+LEAST_AREA = 1e-10
+"""Twice the area around a vertex below which rounding decides where its normal points."""
+
+
 class SurfaceMesh(Mesh):
     """Triangles whose vertices carry gradients."""
 
     @cached_property
     def v_nrm(self) -> Tensor:
-        """Unit normals at the vertices (V, 3): the mean of the faces', by area, outwards."""
+        """Unit normals at the vertices (V, 3): the mean of the faces', by area, outwards.
+
+        Where the faces have no area it is (0, 0, 1), as in threestudio, and has no gradient: that
+        of a direction grows without bound as the area vanishes.
+        """
         a, b, c = self.v_pos[self.t_pos_idx].unbind(1)
         face = torch.cross(b - a, c - a, dim=-1)
         total = torch.zeros_like(self.v_pos)
         for corner in self.t_pos_idx.unbind(1):
             total = total.index_add(0, corner, face)
-        return F.normalize(total, dim=-1, eps=1e-20)
+        known = total.detach().norm(dim=-1, keepdim=True) > LEAST_AREA
+        return F.normalize(torch.where(known, total, total.new_tensor([0.0, 0.0, 1.0])), dim=-1)
 
     @cached_property
     def edges(self) -> Edges:

@@ -16,6 +16,8 @@ Corner = tuple[int, int]
 
 UNIT_CORNERS = list(itertools.product((0, 1), repeat=3))
 KUHN_SLACK = 0.45
+LEAST_GAP = 1e-6
+"""Between the distances at the ends of an edge; the gradient of a crossing is bounded by it."""
 
 
 def _even(order: tuple[int, ...]) -> bool:
@@ -195,5 +197,6 @@ def marching_tetrahedra(
     key = ends.amin(-1) * len(vertices) + ends.amax(-1)
     crossed, index = key.unique(return_inverse=True)
     low, high = crossed // len(vertices), crossed % len(vertices)
-    share = (sdf[low] / (sdf[low] - sdf[high]))[:, None]
+    gap = sdf[low] - sdf[high]
+    share = (sdf[low] / torch.where(gap.abs() < LEAST_GAP, gap.sign() * LEAST_GAP, gap))[:, None]
     return torch.lerp(vertices[low], vertices[high], share), index.view(-1, 3)
