@@ -7,8 +7,9 @@ import torch
 import trimesh
 
 from eeg_encoder.errors import InputError
+from threestudio_eeg.builtin.gaussian_density import as_matter, level_on_lattice
 from threestudio_eeg.builtin.gaussian_files import GaussianMeshExporter, SplatFile, read_splats
-from threestudio_eeg.builtin.gaussian_rasteriser import rotation_matrices
+from threestudio_eeg.builtin.gaussian_rasteriser import Splats, rotation_matrices
 from threestudio_eeg.builtin.registry import find
 from threestudio_eeg.builtin.regularisers import REGULARISERS
 
@@ -166,6 +167,48 @@ def test_a_shell_of_splats_is_a_solid_object_with_their_colour(tmp_path):
     assert splats.save_name == "model-splats.ply"
     inside = geometry.solid(torch.tensor([[0.0, 0, 0], [0.4, 0, 0], [0.6, 0, 0]]))
     assert inside.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("opacity", [0.2, 0.9, 1.0])
+def test_a_ray_through_the_middle_of_matter_loses_the_splat_s_opacity(opacity):
+    splat = Splats(
+        torch.zeros(1, 3),
+        torch.full((1, 3), 0.05),
+        torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
+        torch.tensor([opacity]),
+    )
+    box = torch.tensor([[-0.3] * 3, [0.3] * 3])
+    density = level_on_lattice(as_matter(splat), box, 61)
+    for ray in (density[:, 30, 30], density[30, :, 30], density[30, 30, :]):
+        lost = 1 - torch.exp(-ray.sum() * 0.01)
+        assert float(lost) == pytest.approx(opacity, abs=2e-3)
+
+
+def test_a_translucent_shell_is_solid_by_occlusion():
+    """The sum of its Gaussians has two surfaces, and leaks between them."""
+    torch.manual_seed(0)
+    geometry = find("gaussian-splatting")(
+        {
+            "radius": 0.65,
+            "max_num": 1500,
+            "init_num_pts": 1500,
+            "pc_init_radius": 0.4,
+            "sphere": True,
+            "opacity_init": 0.5,
+            "isosurface_resolution": 48,
+        }
+    )
+    parts = {"geometry": geometry, "material": None, "background": None}
+    area, volume = 4 * 3.1416 * 0.4**2, 4 / 3 * 3.1416 * 0.4**3
+    assert GaussianMeshExporter({}, **parts).coloured_mesh().area > 1.9 * area
+    mesh = GaussianMeshExporter({"occlusion": 0.3}, **parts).coloured_mesh()
+    assert len(mesh.split()) == 1
+    assert mesh.area < 1.3 * area
+    assert volume < mesh.volume < 1.4 * volume
+    inside = geometry.solid(torch.tensor([[0.0, 0, 0], [0.3, 0, 0], [0.6, 0, 0]]))
+    assert inside.tolist() == [True, True, False]
+    with pytest.raises(InputError, match=r"occlusion: found 2.0"):
+        GaussianMeshExporter({"occlusion": 2.0}, **parts)
 
 
 def test_rates_of_the_config_are_followed():

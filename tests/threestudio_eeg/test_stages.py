@@ -142,6 +142,21 @@ def test_refined_stages_take_the_colours_along(coarse_run, tmp_path):
         assert 0 < (before - after).abs().max() <= 2.5 * 0.005, "two steps of the learning rate"
 
 
+def test_splats_of_a_run_keep_its_colours(coarse_run, tmp_path):
+    coarse = coarse_run("implicit-volume")
+    words = [*SMALL, f"exp_root_dir={tmp_path}"]
+    words += [f"system.geometry_convert_from={coarse}", "system.geometry.isosurface_resolution=24"]
+    files = [experiment_config(f"phantom/{name}.yaml") for name in ("text", "refined-gaussians")]
+    run = launch("train", files, [*words, "trainer.max_steps=2"], device="cpu", quiet=True)
+    system = open_run(run)
+    splats, colours = system.geometry.splats()
+    assert len(colours) == 4000
+    before = open_run(coarse).geometry.export(splats.means)["features"].sigmoid()
+    assert (colours - before).abs().mean() < 0.01
+    surface = exported_surface(run)
+    assert radii(surface).mean() == pytest.approx(radii(exported_surface(coarse)).mean(), abs=0.03)
+
+
 @pytest.mark.parametrize(
     ("name", "before"),
     [
@@ -149,6 +164,7 @@ def test_refined_stages_take_the_colours_along(coarse_run, tmp_path):
         ("texture", "tetrahedra-sdf-grid"),
         ("refined-geometry", "implicit-volume"),
         ("refined-texture", "tetrahedra-sdf-grid"),
+        ("refined-gaussians", "implicit-volume"),
     ],
 )
 def test_a_stage_overrides_only_what_the_stage_before_has(name, before):

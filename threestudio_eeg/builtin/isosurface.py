@@ -107,6 +107,7 @@ class ImplicitGeometry(BaseModule):
 
     def _isosurface(self, box: Tensor) -> Mesh:
         level = self._level_on_lattice(box)
+        self._lattice = None
         if self.surface_occlusion is not None:
             level = occlusion(level, _spacing(box, len(level)))
             self._lattice = box, level

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from .isosurface import Mesh
 
+LEAST_AREA = 1e-10
+"""Twice the area around a vertex below which rounding decides where its normal points."""
+
 
 @dataclass
 class Edges:
@@ -23,10 +26,6 @@ class Edges:
     vertices: Tensor
     faces: Tensor
     opposite: Tensor
-
-
-LEAST_AREA = 1e-10
-"""Twice the area around a vertex below which rounding decides where its normal points."""
 
 
 class SurfaceMesh(Mesh):
