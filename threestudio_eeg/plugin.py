@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import importlib
 
-PARTS = ("prompt_processor", "guidance", "system", "exporter")
+from . import host
+
+PARTS = ("prompt_processor", "guidance", "system")
+UPSTREAM_PARTS = ("upstream_exporter",)
+"""Of which the embedded host has its own."""
 REGISTERED = (
     "eeg-prompt-processor",
     "eeg-sds-guidance",
@@ -21,7 +25,7 @@ REGISTERED = (
 
 def register_all() -> tuple[str, ...]:
     """Import the modules that register; a second call changes nothing. Returns the names."""
-    for part in PARTS:
+    for part in PARTS + (UPSTREAM_PARTS if host.name == "upstream" else ()):
         importlib.import_module(f"threestudio_eeg.{part}")
     return REGISTERED
 

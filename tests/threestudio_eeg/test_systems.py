@@ -202,5 +202,6 @@ def test_every_part_is_registered():
         "prolificdreamer-system",
         "dreamfusion-system",
         "mesh-exporter",
+        "occlusion-mesh-exporter",
         "dummy-exporter",
     }

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from eeg_encoder.errors import InputError
+from threestudio_eeg.occlusion import checked
 
 from .base import BaseObject
 from .registry import register
@@ -123,3 +124,30 @@ class MeshExporter(Exporter):
             return None
         rgb = (material["albedo"].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         return np.concatenate([rgb, np.full((len(rgb), 1), 255, np.uint8)], axis=1)
+
+
+@register("occlusion-mesh-exporter")
+class OcclusionMeshExporter(MeshExporter):
+    """A ``mesh-exporter`` that has the surface of a density where light is lost.
+
+    A point is inside when more than ``occlusion`` of the light is lost on its clearest way out
+    (:func:`~threestudio_eeg.occlusion.occlusion`). No threshold of the density needs to be found,
+    thin translucent parts and the voids that pictures do not show come out as they look, and the
+    same value serves fields of many densities. ``isosurface_threshold`` is not used, except for a
+    geometry without a density (signed distances, a mesh), which is meshed as ever.
+
+    Raises
+    ------
+    InputError
+        When ``occlusion`` is not between 0 and 1, or nothing is occluded that much.
+    """
+
+    @dataclass
+    class Config(MeshExporter.Config):
+        occlusion: float = 0.3
+
+    def configure(self, geometry: Any, material: Any, background: Any) -> None:
+        super().configure(geometry, material, background)
+        level = checked(self.cfg.occlusion)
+        if hasattr(geometry, "forward_density"):
+            geometry.surface_occlusion = level

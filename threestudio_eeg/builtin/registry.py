@@ -31,7 +31,6 @@ MODULES = (
     "threestudio_eeg.prompt_processor",
     "threestudio_eeg.guidance",
     "threestudio_eeg.system",
-    "threestudio_eeg.exporter",
 )
 """Where registered classes live, in the order :func:`find` imports them."""
 

@@ -1,4 +1,4 @@
-"""``occlusion-mesh-exporter``: a field's mesh with the surface that its pictures show."""
+"""``occlusion-mesh-exporter`` for threestudio itself; the embedded host has its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from eeg_encoder.errors import InputError
 
-from . import host
 from .host import find, register
 from .occlusion import checked, occlusion
 
@@ -21,15 +20,10 @@ else:
 
 @register("occlusion-mesh-exporter")
 class OcclusionMeshExporter(MeshExporter):
-    """The active host's ``mesh-exporter``; the surface of a density is where light is lost.
+    """threestudio's ``mesh-exporter`` with the surface of
+    :class:`~threestudio_eeg.builtin.exporter.OcclusionMeshExporter`.
 
-    A point is inside when more than ``occlusion`` of the light is lost on its clearest way out
-    (:func:`~threestudio_eeg.occlusion.occlusion`). No threshold of the density needs to be found,
-    thin translucent parts and the voids that pictures do not show come out as they look, and the
-    same value serves fields of any density. ``isosurface_threshold`` is not used, except for a
-    geometry without a density (signed distances, a mesh), which is meshed as ever.
-
-    On threestudio, it needs ``isosurface_method: mc-cpu``, whose points are a lattice.
+    It needs ``isosurface_method: mc-cpu``, whose points are a lattice.
 
     Raises
     ------
@@ -47,11 +41,7 @@ class OcclusionMeshExporter(MeshExporter):
     def configure(self, geometry: Any, material: Any, background: Any) -> None:
         super().configure(geometry, material, background)
         level = checked(self.cfg.occlusion)
-        if not hasattr(geometry, "forward_density"):
-            return
-        if host.name == "builtin":
-            geometry.surface_occlusion = level
-        else:
+        if hasattr(geometry, "forward_density"):
             _use_occlusion(geometry, level)
 
 
