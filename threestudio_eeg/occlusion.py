@@ -10,6 +10,8 @@ from torch import Tensor
 
 from eeg_encoder.errors import InputError
 
+SURFACE = 0.3
+"""Occlusion at a surface, unless a config says another."""
 LEAST_OPACITY = 0.5
 """Opacity of a line below which its matter counts as haze: what is lost is compared with this."""
 

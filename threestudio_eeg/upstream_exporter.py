@@ -10,7 +10,7 @@ from torch import Tensor
 from eeg_encoder.errors import InputError
 
 from .host import find, register
-from .occlusion import checked, occlusion
+from .occlusion import SURFACE, checked, occlusion
 
 if TYPE_CHECKING:
     from .builtin.exporter import MeshExporter
@@ -34,7 +34,7 @@ class OcclusionMeshExporter(MeshExporter):
 
     @dataclass
     class Config(MeshExporter.Config):
-        occlusion: float = 0.3
+        occlusion: float = SURFACE
 
     cfg: Config
 

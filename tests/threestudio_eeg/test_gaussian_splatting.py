@@ -140,18 +140,14 @@ def test_files_hold_what_is_stored(tmp_path):
         read_splats(tmp_path / "none.ply")
 
 
+def shell(**cfg):
+    """1,500 round splats on a sphere."""
+    place = {"radius": 0.65, "pc_init_radius": 0.4, "sphere": True}
+    return find("gaussian-splatting")({**place, "max_num": 1500, "init_num_pts": 1500, **cfg})
+
+
 def test_a_shell_of_splats_is_a_solid_object_with_their_colour(tmp_path):
-    geometry = find("gaussian-splatting")(
-        {
-            "radius": 0.65,
-            "max_num": 1500,
-            "init_num_pts": 1500,
-            "pc_init_radius": 0.4,
-            "sphere": True,
-            "opacity_init": 0.9,
-            "isosurface_resolution": 40,
-        }
-    )
+    geometry = shell(opacity_init=0.9, isosurface_resolution=40)
     with torch.no_grad():
         geometry._features_dc[:, 0] = torch.tensor([1.0, -1.0, 0.0])
     exporter = GaussianMeshExporter(
@@ -187,17 +183,7 @@ def test_a_ray_through_the_middle_of_matter_loses_the_splat_s_opacity(opacity):
 def test_a_translucent_shell_is_solid_by_occlusion():
     """The sum of its Gaussians has two surfaces, and leaks between them."""
     torch.manual_seed(0)
-    geometry = find("gaussian-splatting")(
-        {
-            "radius": 0.65,
-            "max_num": 1500,
-            "init_num_pts": 1500,
-            "pc_init_radius": 0.4,
-            "sphere": True,
-            "opacity_init": 0.5,
-            "isosurface_resolution": 48,
-        }
-    )
+    geometry = shell(opacity_init=0.5, isosurface_resolution=48)
     parts = {"geometry": geometry, "material": None, "background": None}
     area, volume = 4 * 3.1416 * 0.4**2, 4 / 3 * 3.1416 * 0.4**3
     assert GaussianMeshExporter({}, **parts).coloured_mesh().area > 1.9 * area

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from eeg_encoder.errors import InputError
-from threestudio_eeg.occlusion import checked
+from threestudio_eeg.occlusion import SURFACE, checked
 
 from .base import BaseObject
 from .registry import register
@@ -144,7 +144,7 @@ class OcclusionMeshExporter(MeshExporter):
 
     @dataclass
     class Config(MeshExporter.Config):
-        occlusion: float = 0.3
+        occlusion: float = SURFACE
 
     def configure(self, geometry: Any, material: Any, background: Any) -> None:
         super().configure(geometry, material, background)
