@@ -187,8 +187,10 @@ class FakeNvdiffrast:
     def rasterize(self, context, pos, tri, resolution):
         assert (context, pos.dtype, tri.dtype) == ("context", torch.float32, torch.int32)
         self.raster = TorchRaster(self.mesh, pos, *resolution)
-        fragments = torch.zeros(*self.raster.shape, 4)
-        fragments[..., 3][self.raster.covered] = 1.0
+        covered = self.raster.covered
+        depth = torch.where(covered, self.raster.depth, 0.0)
+        empty = torch.zeros_like(depth)
+        fragments = torch.stack((empty, empty, depth, covered.float()), dim=-1)
         return fragments, None
 
     def interpolate(self, attr, rast, tri):
@@ -198,10 +200,6 @@ class FakeNvdiffrast:
         picture[self.raster.covered] = self.raster.interpolate(attr[0])
         return picture, None
 
-    def antialias(self, color, rast, pos, tri):
-        assert color.is_contiguous()
-        return self.raster.antialias(color)
-
 
 def test_nvdiffrast_is_asked_for_the_same_picture(monkeypatch):
     points, faces = ball(subdivisions=1)
@@ -209,9 +207,7 @@ def test_nvdiffrast_is_asked_for_the_same_picture(monkeypatch):
     fake = FakeNvdiffrast()
     fake.mesh = mesh
     monkeypatch.setitem(sys.modules, "nvdiffrast", ModuleType("nvdiffrast"))
-    torch_part = SimpleNamespace(
-        **{name: getattr(fake, name) for name in ("rasterize", "interpolate", "antialias")}
-    )
+    torch_part = SimpleNamespace(rasterize=fake.rasterize, interpolate=fake.interpolate)
     monkeypatch.setitem(sys.modules, "nvdiffrast.torch", torch_part)
     clip = to_clip(mesh.v_pos, view(16)["mvp_mtx"])
     ours = TorchRaster(mesh, clip, 16, 12)
@@ -235,7 +231,6 @@ def test_nvdiffrast_renders_as_torch_does():
     for raster in rasters:
         opacity = raster.antialias(raster.covered.float()[..., None])
         gradients.append(torch.autograd.grad(opacity.sum(), mesh.v_pos, retain_graph=True)[0])
-    # on an H200 theirs was a third of ours; ours is the area's finite difference (3,371; 3,394)
-    grows = [(g * mesh.v_pos).sum().item() for g in gradients]
-    assert grows[0] == pytest.approx(3394, rel=0.02)
-    assert 0 < grows[1] < 1.1 * grows[0]
+    # the area's finite difference; nvdiffrast's own antialiasing gave a third of it on an H200
+    for gradient in gradients:
+        assert (gradient * mesh.v_pos).sum().item() == pytest.approx(3394, rel=0.02)

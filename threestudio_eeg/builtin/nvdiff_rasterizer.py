@@ -15,6 +15,7 @@ from eeg_encoder.errors import InputError
 from .mesh_rasteriser import TorchRaster, to_clip
 from .registry import register
 from .renderer_base import Renderer
+from .silhouettes import Silhouettes
 from .surface_mesh import SurfaceMesh
 
 BACKENDS = ("torch", "nvdiffrast")
@@ -23,17 +24,23 @@ HINT = "torch, or nvdiffrast on a CUDA device (https://github.com/NVlabs/nvdiffr
 
 
 class NvdiffRaster:
-    """One mesh in B pictures by nvdiffrast; the interface of :class:`.TorchRaster`."""
+    """One mesh in B pictures by nvdiffrast; the interface of :class:`.TorchRaster`.
+
+    Blended by :class:`.Silhouettes`: where triangles are about as small as pixels, nvdiffrast's own
+    antialiasing finds few of the edges, and the shape gets as little of the outlines' gradient.
+    """
 
     def __init__(
         self, mesh: SurfaceMesh, clip: Tensor, height: int, width: int, context: Any
     ) -> None:
         import nvdiffrast.torch as nvdiffrast
 
-        self._module, self._clip = nvdiffrast, clip.float().contiguous()
-        self._faces = mesh.t_pos_idx.int().contiguous()
-        self._fragments, _ = nvdiffrast.rasterize(context, self._clip, self._faces, (height, width))
+        clip = clip.float().contiguous()
+        self._module, self._faces = nvdiffrast, mesh.t_pos_idx.int().contiguous()
+        self._fragments, _ = nvdiffrast.rasterize(context, clip, self._faces, (height, width))
         self.covered = self._fragments[..., 3] > 0
+        depth = torch.where(self.covered, self._fragments[..., 2], torch.inf)
+        self._silhouettes = Silhouettes(mesh, clip, depth)
 
     def interpolate(self, attribute: Tensor) -> Tensor:
         """Values (P, C) at the covered pixels, in their order, of an attribute (V, C)."""
@@ -44,10 +51,7 @@ class NvdiffRaster:
 
     def antialias(self, picture: Tensor) -> Tensor:
         """Blend a picture (B, H, W, C) along the silhouettes."""
-        blended: Tensor = self._module.antialias(
-            picture.contiguous(), self._fragments, self._clip, self._faces
-        )
-        return blended
+        return self._silhouettes.antialias(picture)
 
 
 @register("nvdiff-rasterizer")
