@@ -41,7 +41,7 @@ class TorchRaster:
         self.covered = self.depth < torch.inf
         self.corners = mesh.t_pos_idx[triangles]
         self.weights = self._barycentric(pixels, triangles)
-        self._silhouettes = Silhouettes(mesh, clip, self.depth)
+        self._silhouettes = Silhouettes(mesh, self.screen, self.depth)
 
     def interpolate(self, attribute: Tensor) -> Tensor:
         """Values (P, C) at the covered pixels, in their order, of an attribute (V, C)."""
@@ -77,7 +77,7 @@ class TorchRaster:
         low = (corners.amin(2) - 0.5).ceil().clamp(min=0).minimum(limit).long()
         high = (corners.amax(2) - 0.5).floor().clamp(min=-1).minimum(limit - 1).long()
         size = (high - low + 1).clamp(min=0)
-        size = size * (self.clip[:, faces, 3] > LEAST_W).all(2)[..., None]
+        size = size * (self.screen[:, faces, 3] > LEAST_W).all(2)[..., None]
         count = (size[..., 0] * size[..., 1]).reshape(-1)
         owner = torch.arange(len(count), device=count.device).repeat_interleave(count)
         within = torch.arange(len(owner), device=count.device)

@@ -15,7 +15,7 @@ from eeg_encoder.errors import InputError
 from .mesh_rasteriser import TorchRaster, to_clip
 from .registry import register
 from .renderer_base import Renderer
-from .silhouettes import Silhouettes
+from .silhouettes import Silhouettes, to_screen
 from .surface_mesh import SurfaceMesh
 
 BACKENDS = ("torch", "nvdiffrast")
@@ -40,7 +40,7 @@ class NvdiffRaster:
         self._fragments, _ = nvdiffrast.rasterize(context, clip, self._faces, (height, width))
         self.covered = self._fragments[..., 3] > 0
         depth = torch.where(self.covered, self._fragments[..., 2], torch.inf)
-        self._silhouettes = Silhouettes(mesh, clip, depth)
+        self._silhouettes = Silhouettes(mesh, to_screen(clip, height, width), depth)
 
     def interpolate(self, attribute: Tensor) -> Tensor:
         """Values (P, C) at the covered pixels, in their order, of an attribute (V, C)."""

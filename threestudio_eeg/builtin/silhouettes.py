@@ -19,10 +19,10 @@ SAME_DEPTH = 1e-6
 
 
 def to_screen(clip: Tensor, height: int, width: int) -> Tensor:
-    """Pixels x, y (y down) and depth, (B, V, 3), of homogeneous positions (B, V, 4)."""
+    """Pixels x, y (y down), depth and w, (B, V, 4), of homogeneous positions (B, V, 4)."""
     flat = clip[..., :3] / clip[..., 3:].clamp(min=LEAST_W)
     size = clip.new_tensor([width, height])
-    return torch.cat(((flat[..., :2] + 1) / 2 * size, flat[..., 2:]), dim=-1)
+    return torch.cat(((flat[..., :2] + 1) / 2 * size, flat[..., 2:], clip[..., 3:]), dim=-1)
 
 
 @dataclass
@@ -41,16 +41,15 @@ class Silhouettes:
     ----------
     mesh
         The surface.
-    clip
-        Its vertices in clip space with y down, (B, V, 4).
+    screen
+        Where its vertices are in them, :func:`to_screen`, (B, V, 4).
     depth
         ``z / w`` at the pixels' centres, infinite where nothing is, (B, H, W).
     """
 
-    def __init__(self, mesh: SurfaceMesh, clip: Tensor, depth: Tensor) -> None:
-        self.mesh, self.clip = mesh, clip
+    def __init__(self, mesh: SurfaceMesh, screen: Tensor, depth: Tensor) -> None:
+        self.mesh, self.screen = mesh, screen
         self.shape = depth.shape
-        self.screen = to_screen(clip, *depth.shape[1:])
         self.depth = depth.detach().reshape(-1)
         self.blends = self._find()
 
@@ -79,7 +78,7 @@ class Silhouettes:
         facing = cross(b - a, c - a) > 0
         border = edges.faces[:, 1] < 0
         turned = facing[:, edges.faces[:, 0]] != facing[:, edges.faces[:, 1].clamp(min=0)]
-        ahead = (self.clip[:, edges.vertices, 3] > LEAST_W).all(-1)
+        ahead = (self.screen[:, edges.vertices, 3] > LEAST_W).all(-1)
         picture, edge = ((turned | border) & ahead).nonzero().unbind(1)
         return picture, edge
 
@@ -88,7 +87,7 @@ class Silhouettes:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Blends of pixels that are neighbours along x (0) or y (1) and have an edge between them.
 
-        ``ends`` (N, 2, 3) and ``apex`` (N, 3) are on the screen.
+        ``ends`` (N, 2, 4) and ``apex`` (N, 4) are on the screen.
         """
         across = 1 - along
         sizes = (self.shape[2], self.shape[1])
@@ -143,10 +142,11 @@ class Silhouettes:
 
 
 def cross(a: Tensor, b: Tensor) -> Tensor:
+    """Third coordinate of the cross product of vectors (..., 2)."""
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
 
 
 def _steep(ends: Tensor) -> Tensor:
-    """Which edges (N, 2, 3) go more down than across the screen."""
+    """Which edges (N, 2, 4) go more down than across the screen."""
     run = (ends[:, 1] - ends[:, 0]).detach().abs()
     return run[:, 1] >= run[:, 0]
