@@ -82,14 +82,7 @@ SETUPS: dict[str, Setup] = {
     "fused, chunks of 4 M": replace(_FUSED, renderer={"train_chunk_size": 1 << 22}),
     "fused, graph kept": replace(_FUSED, renderer={"train_chunk_size": 0}),
     "fused, plain networks": replace(_FUSED, guidance={"fused_norms": False}),
-    "fused, compile": replace(_FUSED, guidance={"acceleration": "compile"}),
-    "fused, compile, channels last": replace(
-        _FUSED, guidance={"acceleration": "compile", "channels_last": True}
-    ),
     "fused, shared noise": replace(_FUSED, guidance={"lora_shares_noise": True}),
-    "fused, compile, shared noise": replace(
-        _FUSED, guidance={"acceleration": "compile", "lora_shares_noise": True}
-    ),
 }
 """By name; the first is what the others are compared with."""
 

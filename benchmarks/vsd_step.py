@@ -1,4 +1,4 @@
-"""The guidance's share of a VSD step, side by side: eager, recorded, compiled, diffusers, upstream.
+"""The guidance's share of a VSD step, side by side: eager, recorded, diffusers, upstream.
 
 A step is the guidance's forward pass and the backward pass of its losses, to the render and to the
 LoRA; the renderer and the optimisers are left out. Prints medians, ratios, and the multiple of the
@@ -52,8 +52,6 @@ OURS: dict[str, dict[str, Any]] = {
         "checkpoint_vae": True,
     },
     "graphs, shared noise": {"acceleration": "graphs", "lora_shares_noise": True},
-    "compile": {"acceleration": "compile"},
-    "compile, shared noise": {"acceleration": "compile", "lora_shares_noise": True},
 }
 OTHERS = {"diffusers": plain_diffusers, "upstream": upstream}
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -111,20 +109,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--pipeline", type=Path, help="a folder of this size, made before")
     parser.add_argument("--no-floor", action="store_true", help="do not count the arithmetic")
-    parser.add_argument("--compile-mode", default="default", help="torch.compile's mode")
     parser.add_argument("--check", action="store_true", help="compare with eager float32 too")
     parser.add_argument(
         "--pieces",
         action="store_true",
-        help="also time a step's parts in the kinds of setups asked for: eager, graphs, compile",
+        help="also time a step's parts in the kinds of setups asked for: eager, graphs",
     )
     parser.add_argument("--profile", action="store_true", help="list the costliest kernels")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
     if options.setups is None:
         left_out = set() if "THREESTUDIO_ROOT" in os.environ else {"upstream"}
-        on_gpu = ("compile", "plain networks")
-        left_out |= set() if cuda else {n for n in OURS if any(word in n for word in on_gpu)}
+        left_out |= set() if cuda else {n for n in OURS if "plain networks" in n}
         left_out |= set() if options.size in FOR_UPSTREAM else {"upstream"}
         options.setups = [name for name in known if name not in left_out]
     return options
@@ -133,10 +129,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 # What is timed
 
 
-def build(world: World, name: str, compile_mode: str = "default") -> tuple[Any, Any]:
+def build(world: World, name: str) -> tuple[Any, Any]:
     """Return the function from renders to losses, and what owns the trained weights."""
     if name in OURS:
-        return ours(world, **OURS[name], compile_mode=compile_mode)
+        return ours(world, **OURS[name])
     return OTHERS[name](world)
 
 
@@ -187,7 +183,7 @@ def timed(world: World, name: str, side: int, options: Any) -> dict[str, float]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    losses, owner = build(world, name, options.compile_mode)
+    losses, owner = build(world, name)
     step = step_of(losses, owner, world.render(side))
     step()
     synchronize(world.device)
@@ -235,7 +231,6 @@ def guarded(work: Callable[[], Any]) -> Any:
         traceback.print_exc()
         return None
     finally:
-        torch.compiler.reset()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -362,15 +357,13 @@ def errors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, flo
 
 
 def pieces(world: World, side: int, options: Any) -> dict[str, Any]:
-    """Time the parts of a step, each by itself: eager, recorded, compiled and recorded."""
+    """Time the parts of a step, each by itself: eager and recorded."""
     rows: dict[str, Any] = {}
     print(f"\n{'part':36} {'median ms':>10}")
     setups = {
         "eager": {"acceleration": "none"},
         "graphs": {"acceleration": "graphs"},
         "graphs, plain networks": {"acceleration": "graphs", "fused_norms": False},
-        "compile": {"acceleration": "compile"},
-        "compile, channels last": {"acceleration": "compile", "channels_last": True},
     }
     for setup, config in setups.items():
         kinds = {name.split(",")[0] for name in options.setups}
@@ -378,7 +371,7 @@ def pieces(world: World, side: int, options: Any) -> dict[str, Any]:
             continue
 
         def time_all(setup: str = setup, config: dict[str, Any] = config) -> None:
-            _, guidance = ours(world, **config, compile_mode=options.compile_mode)
+            _, guidance = ours(world, **config)
             for part, work in parts_of(guidance).items():
                 inputs = inputs_of(guidance, world, side)
                 if setup == "eager":
@@ -443,7 +436,7 @@ def profile(world: World, options: Any) -> None:
     for name in options.setups:
 
         def run(name: str = name) -> None:
-            losses, owner = build(world, name, options.compile_mode)
+            losses, owner = build(world, name)
             step = step_of(losses, owner, world.render(SIDES[options.size]))
             for _ in range(3):
                 step()

@@ -333,11 +333,14 @@ class CameraLoRA(nn.Module):
         from torch.utils.checkpoint import checkpoint
 
         def run(block: Any, *arguments: Any) -> Any:
-            options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-            if not torch.compiler.is_compiling():
-                held = self._route.first, self._route.which, self._route.weights
-                options["context_fn"] = lambda: (nullcontext(), self._route.set(*held))
-            return checkpoint(block.__call__, *arguments, **options)
+            held = self._route.first, self._route.which, self._route.weights
+            return checkpoint(
+                block.__call__,
+                *arguments,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=lambda: (nullcontext(), self._route.set(*held)),
+            )
 
         return run
 

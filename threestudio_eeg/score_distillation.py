@@ -41,14 +41,13 @@ class ScoreDistillation(BaseModule):
 
         ``n_trials``: objects side by side in a batch; views are sorted by object, equally many of
         each, and the losses are sums over objects. ``acceleration``: ``none``; ``graphs`` records
-        the step with its gradients as one CUDA graph (see :mod:`.acceleration`); ``compile`` also
-        compiles the networks, which takes minutes; ``auto`` is ``graphs`` on CUDA and ``none``
-        elsewhere. ``compile_mode`` is torch.compile's. ``channels_last``: the networks' memory
-        format. ``checkpoint_unet``, ``checkpoint_vae``: compute activations again in the backward
-        pass. ``vae_slicing``: encode one picture at a time. ``fused_norms``: the
-        networks' normalisations, and what stands around them, in kernels of our own (see
-        :mod:`.acceleration.fused_blocks`), on CUDA, where nothing is compiled; by default where
-        the step is recorded and the networks are of the usual kind.
+        the step with its gradients as one CUDA graph (see :mod:`.acceleration`); ``auto`` is
+        ``graphs`` on CUDA and ``none`` elsewhere. ``channels_last``: the networks' memory format.
+        ``checkpoint_unet``, ``checkpoint_vae``: compute activations again in the backward pass.
+        ``vae_slicing``: encode one picture at a time. ``fused_norms``: the networks'
+        normalisations, and what stands around them, in kernels of our own (see
+        :mod:`.acceleration.fused_blocks`), on CUDA; by default where the step is recorded and the
+        networks are of the usual kind.
         """
 
         pretrained_model_name_or_path: str = "phantom"
@@ -70,7 +69,6 @@ class ScoreDistillation(BaseModule):
         max_items_eval: int = 4
         n_trials: int = 1
         acceleration: str = "auto"
-        compile_mode: str = "default"
         channels_last: bool = False
         checkpoint_unet: bool = False
         checkpoint_vae: bool = False
@@ -103,7 +101,7 @@ class ScoreDistillation(BaseModule):
         self.update_step(0, 0)
 
     def configure_adapters(self) -> None:
-        """Put trainable parts on the frozen networks, before anything is compiled."""
+        """Put trainable parts on the frozen networks, before anything is recorded."""
 
     def _configure_acceleration(self) -> None:
         cfg = self.cfg
@@ -119,7 +117,6 @@ class ScoreDistillation(BaseModule):
             vae_checkpointing=cfg.checkpoint_vae,
             vae_slicing=cfg.vae_slicing,
             fused_norms=self._fused,
-            compile_mode=cfg.compile_mode if self.acceleration == "compile" else None,
         )
         self._recorded = None if self.acceleration == "none" else RecordedStep(self)
 
@@ -130,8 +127,8 @@ class ScoreDistillation(BaseModule):
             if not (on_gpu and self.acceleration == "graphs" and find_spec("triton")):
                 return False
             return can_fuse(self.pipeline.unet) and can_fuse(self.pipeline.vae.encoder)
-        if wanted and (self.acceleration == "compile" or not on_gpu):
-            expected = "false where the networks are compiled, which fuses them too, and on a CPU"
+        if wanted and not on_gpu:
+            expected = "false on a CPU"
             raise InputError(f"eeg-{self.kind}-guidance", "fused_norms", True, expected)
         return bool(wanted)
 

@@ -1,4 +1,4 @@
-"""The guidance step near the hardware's limit: recorded as a CUDA graph, compiled, within a budget.
+"""The guidance step near the hardware's limit: recorded as a CUDA graph, within a budget.
 
 The eager guidance is the reference. What is recorded is that very code with its gradients
 (:class:`.step.RecordedStep`), so both give the same numbers up to rounding.

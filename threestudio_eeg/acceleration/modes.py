@@ -6,11 +6,11 @@ import torch
 
 from eeg_encoder.errors import InputError
 
-MODES = ("auto", "none", "graphs", "compile")
+MODES = ("auto", "none", "graphs")
 
 
 def resolve_acceleration(wanted: str, device: torch.device) -> str:
-    """Return ``none``, ``graphs`` or ``compile``; ``auto`` is ``graphs`` on CUDA, else ``none``.
+    """Return ``none`` or ``graphs``; ``auto`` is ``graphs`` on CUDA, else ``none``.
 
     ``graphs`` on another device records nothing and replays by running the step again
     (:class:`.graphs.Rerun`): the same plumbing, for tests.

@@ -18,7 +18,6 @@ def prepare_networks(
     vae_checkpointing: bool = False,
     vae_slicing: bool = False,
     fused_norms: bool = False,
-    compile_mode: str | None = None,
 ) -> None:
     """Set up U-Net and VAE in place.
 
@@ -36,9 +35,6 @@ def prepare_networks(
         Encode one picture of a batch at a time.
     fused_norms
         The blocks of the U-Net and the VAE's encoder as :mod:`.fused_blocks` has them.
-    compile_mode
-        torch.compile's mode for the U-Net and the VAE's encoder; None leaves them eager. Shapes are
-        static: other shapes are compiled anew.
     """
     if pipeline.vae.device.type == "cuda":
         attend_by_products(pipeline.vae.encoder)
@@ -56,9 +52,6 @@ def prepare_networks(
         pipeline.vae.enable_gradient_checkpointing(_checkpoint)
     if vae_slicing:
         pipeline.vae.enable_slicing()
-    if compile_mode is not None:
-        for network in (pipeline.unet, pipeline.vae.encoder):
-            network.compile(mode=compile_mode, dynamic=False)
 
 
 def can_fuse(network: Any) -> bool:
