@@ -220,8 +220,9 @@ def test_nvdiffrast_is_asked_for_the_same_picture(monkeypatch):
 
 @pytest.mark.gpu
 def test_nvdiffrast_renders_as_torch_does():
+    """Triangles as small as pixels; nvdiffrast moves corners to the nearest 1/16 of a pixel."""
     nvdiffrast = pytest.importorskip("nvdiffrast.torch")
-    points, faces = ball(subdivisions=2)
+    points, faces = ball(subdivisions=4)
     mesh = SurfaceMesh(points.float().cuda().requires_grad_(), faces.cuda())
     clip = to_clip(mesh.v_pos, view(64)["mvp_mtx"].cuda())
     context = nvdiffrast.RasterizeCudaContext()
@@ -233,4 +234,4 @@ def test_nvdiffrast_renders_as_torch_does():
         gradients.append(torch.autograd.grad(opacity.sum(), mesh.v_pos, retain_graph=True)[0])
     # the area's finite difference; nvdiffrast's own antialiasing gave a third of it on an H200
     for gradient in gradients:
-        assert (gradient * mesh.v_pos).sum().item() == pytest.approx(3394, rel=0.02)
+        assert (gradient * mesh.v_pos).sum().item() == pytest.approx(3453, rel=0.02)
